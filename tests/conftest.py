@@ -212,7 +212,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     from visual_search.common.files import write_json
 
     class Idle:
-        def __init__(self, _: object, phase: object, run: Any, *others: object) -> None:
+        def __init__(self, phase: object, run: Any, *others: object) -> None:
             self.run = run
 
         def train(self) -> float:

@@ -30,11 +30,11 @@ def main() -> None:
     tell_unused(config)
 
     from visual_search.common.run_folder import RunFolder
-    from visual_search.phase import build_image_phase
+    from visual_search.phase import ImagePhase
     from visual_search.train import train_phase
 
     run = RunFolder(Path(arguments.runs), arguments.name or default_name(sys.argv[1:]))
-    score = train_phase(config, build_image_phase, run, resolved, arguments.overwrite)
+    score = train_phase(config, ImagePhase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
     print(f"next: python my_submission/to_torchscript.py {run.path}")
 

@@ -104,11 +104,11 @@ def settings_arguments(settings: Mapping[str, Any]) -> list[str]:
 def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:
     """Train one trial, or continue it; returns its best mAP."""
     from visual_search.config_reader import parse_phase
-    from visual_search.phase import build_image_phase
+    from visual_search.phase import ImagePhase
     from visual_search.train import train_phase
 
     _, config, text = parse_phase(build_parser(), settings_arguments(settings))
-    return train_phase(config, build_image_phase, run, text, on_validation=on_validation)
+    return train_phase(config, ImagePhase, run, text, on_validation=on_validation)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,10 @@ from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings, PhaseConfig
 from visual_search.data.augment import Mixer, build_augmentation
 from visual_search.data.datasets import TrainingImages
-from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.samplers import TrainingBatches, image_loader, order_of
 from visual_search.evaluation.dev_set import SeenDevSet
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
-from visual_search.losses.margin_head import MarginHead
 from visual_search.model.backbones import feature_width
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
@@ -39,6 +37,8 @@ from visual_search.ranking.store import Backbone, FeatureSource
 from visual_search.validation import BestCheckpoint, Validator
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from visual_search.text.config import ClipConfig
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -62,75 +62,133 @@ class Phase(ABC):
     idle_part: str = ""
     """Prefix of the learner's tensors that are not even run in training."""
 
+    def __init__(self, processes: Accelerator) -> None:
+        """
+        Args:
+            processes: that train together, with a device each; the first one prints.
+        """
+        self.processes, self.device = processes, processes.device
+
     @abstractmethod
-    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+    def batches(self) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them."""
 
     @abstractmethod
-    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
 
     @abstractmethod
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
 
-    def start_weights(  # noqa: B027 - most phases have nothing to do here
-        self, device: torch.device, is_main_process: bool
-    ) -> None:
+    def start_weights(self) -> None:  # noqa: B027 - most phases have nothing to do here
         """Set what of a new run does not start at random or at pretrained weights."""
 
-    def fill_features(  # noqa: B027 - most phases have nothing to do here
-        self, device: torch.device, is_main_process: bool
-    ) -> None:
+    def fill_features(self) -> None:  # noqa: B027 - most phases have nothing to do here
         """Embed what a frozen network sees, once for the whole run."""
 
     def before_step(self, step: int, total: int) -> None:  # noqa: B027
         """Told the number of each optimiser step, from 0, and of how many."""
 
 
-@dataclass
 class ImagePhase(Phase):
     """Images with classes, and a development set to rank."""
 
     validator = Validator
     config: PhaseConfig
-    images: TrainingImages
-    data: Identity
-    dev_set: DevSet
-    learner: Learner
-    architecture: Architecture
-    mixer: Mixer
-    head_continued: bool = False
-    """Whether the class centres come from the phase before."""
-    seen: SeenDevSet | None = None
-    """The development set's features, where `images` are :class:`FrozenFeatures`, once filled."""
 
-    def __post_init__(self) -> None:
-        self.idle_part = "embedder.backbone." if self.config.train.cache_features else ""
+    def __init__(self, config: PhaseConfig, processes: Accelerator) -> None:
+        """Read the tables, build the model and its losses.
 
-    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+        Raises:
+            UserError: when data, weights or settings are not what they should be.
+        """
+        super().__init__(processes)
+        _check(config)
+        self.config, dataset = config, config.dataset
+        images = training_images(dataset)
+        if (config.margin.weight or config.pairs.name != "none") and not np.ptp(images.labels):
+            raise UserError(
+                "all training images are of one class, and there is none to tell it from; add "
+                "others, or raise dataset.max_classes"
+            )
+        self.dev_set = dev_set_of(dataset.dev_set)
+        embedder, self.architecture = _embedder(config)
+        if self.architecture.input_size != dataset.input_size:
+            feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
+        freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
+        counts = torch.from_numpy(images.counts(images.classes))
+        dimension, teacher = self.architecture.dimension, _teacher(config)
+        self.learner = Learner(embedder, dimension, config, counts, teacher)
+        self.head_continued = bool(config.pretrain_model) and self._continue_head(
+            Path(config.pretrain_model or ""), images.class_names
+        )
+        if config.train.channels_last:
+            embedder.to(memory_format=torch.channels_last)
+        augment = build_augmentation(
+            dataset.augmentations,
+            dataset.input_size,
+            random_erasing=dataset.random_erasing,
+            views=config.embedding.fits,
+        )
+        self.images = TrainingImages(images, augment, dataset.input_size, dataset.seed)
+        if config.train.cache_features:
+            self.images = FrozenFeatures(self.images)
+            self.idle_part = "embedder.backbone."
+        self.seen: SeenDevSet | None = None
+        """The development set's features, where `images` are :class:`FrozenFeatures`."""
+        sources = config.pretrain_model, config.distillation.run
+        self.data = identity_of(
+            images, training_sides(dataset), dev_sides(dataset.dev_set), sources
+        )
+        mixing = dataset.mixing
+        self.mixer = Mixer(mixing.kind, mixing.alpha, mixing.probability)
+
+    def _continue_head(self, source: Path, class_names: Sequence[str]) -> bool:
+        """Take over the class centres of the phase before, where they are of the same classes."""
+        head = self.learner.head
+        if head is None:
+            return False
+        places = (source / "best", source / "last", source, source.parent)
+        found = next((p for p in (q / "head.safetensors" for q in places) if p.is_file()), None)
+        same = same_classes(source, class_names)
+        state = read_state_dict(found) if found and same is not False else {}
+        centers = state.get("weight", state.get("table.weight"))
+        fits = centers is not None and head.take_centers(centers)
+        words = f"continued from {found}" if fits else "new"
+        if not same:
+            theirs = "not recorded" if same is None else "others, or in another order"
+            words += f"; the classes of {source} are {theirs}"
+        if self.processes.is_main_process:
+            print(f"class centres: {words}")
+        return fits
+
+    def batches(self) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them.
 
         The batches are pixels, labels, indexes, n_skipped: see :class:`TrainingImages`.
         """
-        dataset = self.config.dataset
-        order = order_of(dataset.sampler, self.images.images, dataset.batch_size)
+        dataset, processes = self.config.dataset, self.processes
         batches = TrainingBatches(
-            order, dataset.batch_size, dataset.seed, rank=rank, world_size=processes
+            order_of(dataset.sampler, self.images.images, dataset.batch_size),
+            dataset.batch_size,
+            dataset.seed,
+            rank=processes.process_index,
+            world_size=processes.num_processes,
         )
         # Features are in memory: nothing for worker processes to do.
         workers = 0 if self.config.train.cache_features else dataset.num_workers
         return batches, image_loader(self.images, batches, dataset.seed, workers)
 
-    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
-        pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
+        pixels, labels, indexes = (part.to(self.device, non_blocking=True) for part in batch[:3])
         pixels, labels_b, weight_of_a = self.mixer(pixels, labels)
         if self.config.train.channels_last and pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels, labels, indexes, labels_b, weight_of_a
 
-    def start_weights(self, device: torch.device, is_main_process: bool) -> None:
+    def start_weights(self) -> None:
         """Start neck and head where `neck.initial` and `margin.imprint` say."""
         neck, images = self.config.neck, self.images.images
         if neck.initial != "random" and isinstance(self.images, FrozenFeatures):
@@ -138,15 +196,16 @@ class ImagePhase(Phase):
             shown, weights = self.images.shown(), images.weights()
             start_neck(self.learner.embedder.neck, shown, labels, neck.shrinkage, weights)
         if self.config.margin.imprint and self.learner.head and not self.head_continued:
-            self._imprint_centers(device, is_main_process)
+            self._imprint_centers()
 
-    def _imprint_centers(self, device: torch.device, is_main_process: bool) -> None:
+    def _imprint_centers(self) -> None:
         """Start the head at the classes' mean embeddings; every process computes the same.
 
         With random centres the first steps drag good pretrained features towards nowhere in
         particular. Each image is embedded once, unaugmented.
         """
-        learner, images = self.learner.to(device), self.images.images
+        device, images = self.device, self.images.images
+        learner = self.learner.to(device)
         embedder, was_training = learner.embedder, learner.embedder.training
         embedder.eval()
         if isinstance(self.images, FrozenFeatures):
@@ -159,24 +218,24 @@ class ImagePhase(Phase):
                 device=device,
                 settings=EmbedSettings().unmeasured(device.type == "cuda"),
                 label="class centres",
-                progress=is_main_process,
+                progress=self.processes.is_main_process,
             ).matrix
         embedder.train(was_training)
         assert learner.head is not None
         learner.head.set_centers(embeddings, torch.from_numpy(images.labels))
 
-    def fill_features(self, device: torch.device, is_main_process: bool) -> None:
+    def fill_features(self) -> None:
         """Embed training images and development set, or read what was kept of them."""
         if not isinstance(self.images, FrozenFeatures):
             return
         settings, dev_set = self.config.embedding, self.dev_set
         source = FeatureSource(
-            Backbone(self.learner.to(device).embedder),
+            Backbone(self.learner.to(self.device).embedder),
             self.architecture,
             settings,
             Path(self.config.train.feature_cache),
-            device,
-            is_main_process,
+            self.device,
+            self.processes.is_main_process,
         )
         self.images.fill(source.features(self.images.items(), "training images"))
         items = trimmed(dev_set.gallery, settings)
@@ -216,58 +275,6 @@ class ImagePhase(Phase):
             words += f" of a table, {len(unseen)} of {len(classes)} classes not in training"
             words += self.data.seen_before(unseen)
         return words + ("" if dev_set.own is None else ", each against all others")
-
-
-def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
-    """Read the tables, build the model and its losses.
-
-    Args:
-        config: the phase.
-        is_main_process: whether this process is the one that prints.
-
-    Raises:
-        UserError: when data, weights or settings are not what they should be.
-    """
-    _check(config)
-    dataset = config.dataset
-    images = training_images(dataset)
-    if (config.margin.weight or config.pairs.name != "none") and not np.ptp(images.labels):
-        raise UserError(
-            "all training images are of one class, and there is none to tell it from; add others, "
-            "or raise dataset.max_classes"
-        )
-    dev_set = dev_set_of(dataset.dev_set)
-    embedder, architecture = _embedder(config)
-    if architecture.input_size != dataset.input_size:
-        feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
-    freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
-    counts = torch.from_numpy(images.counts(images.classes))
-    learner = Learner(embedder, architecture.dimension, config, counts, _teacher(config))
-    continued = bool(config.pretrain_model) and _continue_head(
-        learner.head, Path(config.pretrain_model or ""), images.class_names, is_main_process
-    )
-    if config.train.channels_last:
-        embedder = embedder.to(memory_format=torch.channels_last)
-    augment = build_augmentation(
-        dataset.augmentations,
-        dataset.input_size,
-        random_erasing=dataset.random_erasing,
-        views=config.embedding.fits,
-    )
-    training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
-    if config.train.cache_features:
-        training = FrozenFeatures(training)
-    sides = training_sides(dataset), dev_sides(dataset.dev_set)
-    return ImagePhase(
-        config,
-        training,
-        identity_of(images, *sides, (config.pretrain_model, config.distillation.run)),
-        dev_set,
-        learner,
-        architecture,
-        Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
-        continued,
-    )
 
 
 def _check(config: PhaseConfig) -> None:
@@ -312,24 +319,3 @@ def _teacher(config: PhaseConfig) -> Embedder | None:
     if not config.distillation.run:
         return None
     return load_checkpoint(Path(config.distillation.run)).embedder().requires_grad_(False)
-
-
-def _continue_head(
-    head: MarginHead | None, source: Path, class_names: Sequence[str], is_main_process: bool
-) -> bool:
-    """Take over the class centres of the phase before, where they are of the same classes."""
-    if head is None:
-        return False
-    places = (source / "best", source / "last", source, source.parent)
-    found = next((p for p in (q / "head.safetensors" for q in places) if p.is_file()), None)
-    same = same_classes(source, class_names)
-    state = read_state_dict(found) if found and same is not False else {}
-    centers = state.get("weight", state.get("table.weight"))
-    fits = centers is not None and head.take_centers(centers)
-    if is_main_process:
-        words = f"continued from {found}" if fits else "new"
-        if not same:
-            theirs = "not recorded" if same is None else "others, or in another order"
-            words += f"; the classes of {source} are {theirs}"
-        print(f"class centres: {words}")
-    return fits

@@ -60,7 +60,7 @@ Config = TypeVar("Config", bound="PhaseConfig | ClipConfig")
 
 def train_phase(
     config: Config,
-    build_phase: Callable[[Config, bool], Phase],
+    kind: Callable[[Config, Accelerator], Phase],
     run: RunFolder,
     resolved: str,
     overwrite: bool = False,
@@ -70,8 +70,8 @@ def train_phase(
 
     Args:
         config: of the phase.
-        build_phase: from it, and whether this process is the one that prints, to the phase; it is
-            called when the processes know each other and random numbers are seeded.
+        kind: of phase; it is built when the processes know each other and random numbers are
+            seeded.
         run: where it goes; nothing is touched there before data and weights are found good.
         resolved: the complete config as YAML, kept with the run.
         overwrite: replace a run of that name.
@@ -106,8 +106,8 @@ def train_phase(
             run.drop_states()
         return score
     run.check(resolved, overwrite)
-    phase = build_phase(config, is_main_process)
-    batches = phase.batches(accelerator.process_index, accelerator.num_processes)
+    phase = kind(config, accelerator)
+    batches = phase.batches()
     accelerator.wait_for_everyone()  # all have looked before one writes
     with run.lock() if is_main_process else nullcontext():
         if is_main_process:
@@ -118,8 +118,8 @@ def train_phase(
                 run.start(resolved)
             keep_identity(run.path, phase.data, phase.images.images.class_names)
         with accelerator.main_process_first():  # the others read what the first one kept
-            phase.fill_features(accelerator.device, is_main_process)
-        return Trainer(accelerator, phase, run, batches, on_validation).train()
+            phase.fill_features()
+        return Trainer(phase, run, batches, on_validation).train()
 
 
 def _check_launcher(environment: Mapping[str, str]) -> None:
@@ -141,15 +141,14 @@ class Trainer:
 
     def __init__(
         self,
-        accelerator: Accelerator,
         phase: Phase,
         run: RunFolder,
         batches: tuple[TrainingBatches, DataLoader],
         on_validation: OnValidation | None = None,
     ) -> None:
-        self.accelerator, self.phase, self.run = accelerator, phase, run
+        self.accelerator, self.phase, self.run = phase.processes, phase, run
         self.config, self.on_validation = phase.config, on_validation
-        self.is_main_process = accelerator.is_main_process
+        self.is_main_process = self.accelerator.is_main_process
         self.batches, self.loader = batches
         per_epoch = -(-len(self.loader) // self.config.train.accumulate)
         self.total = per_epoch * self.config.train.epochs
@@ -166,7 +165,7 @@ class Trainer:
         self.watch = ReplacedImages(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
         if state is None:
-            phase.start_weights(accelerator.device, self.is_main_process)
+            phase.start_weights()
         self._build()
         if state is not None:
             self._continue(state)
@@ -282,7 +281,7 @@ class Trainer:
             # Gradients travel between the processes once a step, with the last batch.
             closes = number == len(batches)
             with nullcontext() if closes else accelerator.no_sync(self.wrapped):
-                loss = self.wrapped(*self.phase.inputs(batch, accelerator.device))
+                loss = self.wrapped(*self.phase.inputs(batch))
                 accelerator.backward(loss / len(batches))
             losses.append(loss.detach())
         self.optim.step()

@@ -22,7 +22,7 @@ from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
-from visual_search.phase import build_image_phase
+from visual_search.phase import ImagePhase
 from visual_search.ranking.store import Features, FeatureSource
 from visual_search.train import train_phase
 
@@ -49,7 +49,7 @@ def universal(small_phase: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def train(values: dict[str, Any], tmp_path: Path, name: str, **extra: Any) -> Path:
     run = RunFolder(tmp_path / "runs", name)
     config, text = read_phase(tmp_path / "phase.yml", values)
-    train_phase(config, build_image_phase, run, text, **extra)
+    train_phase(config, ImagePhase, run, text, **extra)
     return run.path
 
 

@@ -13,7 +13,7 @@ from visual_search.common.keys import Key, keys_of
 from visual_search.common.run_folder import FREE_TO_CHANGE, RunFolder
 from visual_search.common.unused import unused
 from visual_search.config import PhaseConfig, TableConfig
-from visual_search.phase import build_image_phase
+from visual_search.phase import ImagePhase
 from visual_search.train import train_phase
 
 # What changes no score, by its nature: speed, memory, folders, what is written when, trackers.
@@ -69,7 +69,7 @@ def observed(config: PhaseConfig, folder: Path) -> str:
     """All that a training leaves, less times and words: a digest, or the sentence that refuses."""
     done = RunFolder(folder, "x")
     try:
-        train_phase(config, build_image_phase, done, "x: 1", True)
+        train_phase(config, ImagePhase, done, "x: 1", True)
     except UserError as error:
         return f"refused: {error}"
     files = [*sorted(done.path.glob("*/*.safetensors")), done.path / "classes.json"]

@@ -3,13 +3,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from tests.conftest import read_phase
 from visual_search.config import MarginConfig
 from visual_search.data.images import load_pixels
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead
-from visual_search.phase import build_image_phase
+from visual_search.phase import ImagePhase
 
 
 def test_centres_stand_at_the_mean_of_their_class(
@@ -17,12 +18,12 @@ def test_centres_stand_at_the_mean_of_their_class(
 ) -> None:
     small_phase["dataset"]["num_of_classes"] = 8
     settings = {**small_phase, "margin": {"imprint": True}}
-    phase = build_image_phase(read_phase(tmp_path / "phase.yml", settings)[0], False)
+    phase = ImagePhase(read_phase(tmp_path / "phase.yml", settings)[0], Accelerator())
     embedder, head, images = phase.learner.embedder, phase.learner.head, phase.images.images
     assert head is not None
     before = head.weight.detach().clone().view(8, 3, -1)
     embedder.train()
-    phase.start_weights(torch.device("cpu"), is_main_process=False)
+    phase.start_weights()
     assert embedder.training
     after = head.weight.detach().view(8, 3, -1)
     embedder.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from visual_search.text.retrieval import relevance_of
 from visual_search.text.search import check_same
 from visual_search.text.validation import PairValidator
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 MEASURED_IMAGES = 2048
 """On which the scale of the features is measured."""
 FITTED_IMAGES = 200_000
@@ -47,12 +50,13 @@ class ClipPhase(Phase):
     validator = PairValidator
     config: ClipConfig
 
-    def __init__(self, config: ClipConfig, is_main_process: bool) -> None:
+    def __init__(self, config: ClipConfig, processes: Accelerator) -> None:
         """Read the table of pairs, build both encoders and their loss.
 
         Raises:
             UserError: when data, weights or settings are not what they should be.
         """
+        super().__init__(processes)
         _check(config)
         dataset, pairs = config.dataset, Path(config.dataset.pairs)
         root = Path(dataset.root) if dataset.root else None
@@ -81,16 +85,17 @@ class ClipPhase(Phase):
         self.test_vectors: Tensor | None = None
         """Of the visual tower, `(n, width)`, where it is frozen."""
 
-    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+    def batches(self) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them."""
         dataset, table = self.config.dataset, self.texts.table
-        batches = build_pair_batches(dataset, table.clusters, self.texts.groups, rank, processes)
+        who = self.processes.process_index, self.processes.num_processes
+        batches = build_pair_batches(dataset, table.clusters, self.texts.groups, *who)
         workers = 0 if dataset.cached_views else dataset.num_workers
         return batches, image_loader(self.images, batches, dataset.seed, workers)
 
-    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+    def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
-        images, labels, indexes = batch[:3]
+        (images, labels, indexes), device = batch[:3], self.device
         epoch = int(self.images.epoch)
         chosen = self.texts.chosen(indexes.numpy(), labels.numpy(), epoch)
         tokens = self.learner.embedder.text.tokenize(chosen.texts)
@@ -107,16 +112,16 @@ class ClipPhase(Phase):
             None if clusters is None else torch.from_numpy(clusters)[indexes].to(device),
         )
 
-    def fill_features(self, device: torch.device, is_main_process: bool) -> None:
+    def fill_features(self) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
-        self.learner.to(device)
+        self.learner.to(self.device)
         if isinstance(self.images, FrozenFeatures):
-            self.images.fill(self._features(self.images.items(), device, is_main_process))
+            self.images.fill(self._features(self.images.items()))
         is_frozen = self.config.backbone.trainable_blocks == 0
         if is_frozen and not self.learner.embedder.image_projection.raw:
-            self.test_vectors = self._features(self.test.items(), device, is_main_process).matrix
+            self.test_vectors = self._features(self.test.items()).matrix
 
-    def start_weights(self, device: torch.device, is_main_process: bool) -> None:
+    def start_weights(self) -> None:
         """Measure the features of a run that starts anew, and set the projections for them.
 
         From random weights they have to learn from few products what closed forms know at once:
@@ -133,7 +138,7 @@ class ClipPhase(Phase):
         ridge = projection.initial == "ridge"
         most = FITTED_IMAGES if ridge else MEASURED_IMAGES
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
-        vectors = self._image_vectors(chosen, device, is_main_process)
+        vectors = self._image_vectors(chosen)
         encoder.image_projection.standardised.measure(vectors)
         if ridge:
             texts = [self.texts.of(image) for image in chosen]
@@ -144,21 +149,18 @@ class ClipPhase(Phase):
                     torch.nn.init.zeros_(parameter)
             add_class_names(encoder, self.config.backbone.weights, vectors)
 
-    def _image_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
+    def _image_vectors(self, chosen: range) -> Tensor:
         if isinstance(self.images, FrozenFeatures):
-            return self.images.matrix[list(chosen), 0].to(device)
+            return self.images.matrix[list(chosen), 0].to(self.device)
         items = [self.images.images.item(i) for i in chosen]
-        return self._features(items, device, is_main_process).matrix.to(device)
+        return self._features(items).matrix.to(self.device)
 
-    def _features(
-        self, items: list[ImageItem], device: torch.device, is_main_process: bool
-    ) -> Features:
+    def _features(self, items: list[ImageItem]) -> Features:
         """Images as the visual tower sees them, from the store where it saw them before."""
         embedder, folder = self.learner.embedder, Path(self.config.train.feature_cache)
         was_training, plain = embedder.training, EmbedSettings()
-        source = FeatureSource(
-            embedder.visual, self.architecture, plain, folder, device, is_main_process
-        )
+        place = folder, self.device, self.processes.is_main_process
+        source = FeatureSource(embedder.visual, self.architecture, plain, *place)
         found = source.features(items, "images")
         embedder.train(was_training)
         return found

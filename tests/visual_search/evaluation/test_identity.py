@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from accelerate import Accelerator
 
 from tests.commands import inside, refused, stopped, told
 from tests.conftest import draw_product, read_phase, write_csv, write_yaml
@@ -24,7 +25,7 @@ from visual_search.evaluation.identity import (
     identity_of,
     read_identity,
 )
-from visual_search.phase import build_image_phase
+from visual_search.phase import ImagePhase
 from visual_search.train import Trainer, train_phase
 
 Names = tuple[str, ...]
@@ -216,7 +217,7 @@ def folds(tmp_path: Path, small_phase: dict[str, Any]) -> PhaseOf:
 
 
 def trained(phase: PhaseConfig, folder: Path) -> str:
-    train_phase(phase, build_image_phase, RunFolder(folder.parent, folder.name), "x: 1\n")
+    train_phase(phase, ImagePhase, RunFolder(folder.parent, folder.name), "x: 1\n")
     return str(folder)
 
 
@@ -230,27 +231,27 @@ def test_what_earlier_models_were_trained_on_counts(
 
     # Fold 1 from a model of fold 0, with as many classes: others, so the centres are new.
     second_config = folds(1, pretrain_model=first, margin={"imprint": True})
-    phase = build_image_phase(second_config, True)
+    phase = ImagePhase(second_config, Accelerator())
     assert not phase.head_continued
     words = f"class centres: new; the classes of {first} are others, or in another order"
     assert words in capsys.readouterr().out
     assert f"{said} (4 of them in that of {first})" in phase.describe("x")
     assert leak in phase.data.leak_words()
-    same_fold = build_image_phase(folds(0, pretrain_model=first), True)
+    same_fold = ImagePhase(folds(0, pretrain_model=first), Accelerator())
     assert same_fold.head_continued
     assert f"class centres: continued from {first}" in capsys.readouterr().out
     assert f"{said}," in same_fold.describe("x")
     assert "trained on where" not in same_fold.data.leak_words()
 
     # The same of a teacher, of a model further back, and of an average.
-    teacher = build_image_phase(folds(1, distillation={"run": first}), False)
+    teacher = ImagePhase(folds(1, distillation={"run": first}), Accelerator())
     assert leak in teacher.data.leak_words()
     second = str(shutil.copytree(first, tmp_path / "second"))
     description = tmp_path / "second" / "best" / "model.json"
     values = json.loads(description.read_text())
     description.write_text(json.dumps({**values, "data": phase.data.of_a_model()}))
     (tmp_path / "second" / "classes.json").write_text(json.dumps(list("efgh")))
-    third = build_image_phase(folds(1, pretrain_model=second), True)
+    third = ImagePhase(folds(1, pretrain_model=second), Accelerator())
     assert f"{said} (4 of them in that of {first})" in third.describe("x")
     assert leak in third.data.leak_words()
     data = averaged([Path(second), Path(first)])
@@ -259,13 +260,13 @@ def test_what_earlier_models_were_trained_on_counts(
 
     # An export knows its tables, not the names of its classes; older ones know nothing.
     export = shutil.copytree(tmp_path / "first" / "best", tmp_path / "weights")
-    phase = build_image_phase(folds(1, pretrain_model=str(export)), True)
+    phase = ImagePhase(folds(1, pretrain_model=str(export)), Accelerator())
     assert leak in phase.data.leak_words()
     assert f"{said} (the classes of {export} are not known)" in phase.describe("x")
     description = export / "model.json"
     values = json.loads(description.read_text())
     description.write_text(json.dumps({**values, "data": None}))
-    phase = build_image_phase(folds(1, pretrain_model=str(export)), True)
+    phase = ImagePhase(folds(1, pretrain_model=str(export)), Accelerator())
     assert f"whether {export} trained on images of the development" in phase.data.leak_words()
 
     # Weights of the teacher that changed are seen as those of the first model are.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 
 from tests.commands import refused
 from visual_search.text.config import ClipConfig
@@ -37,4 +38,4 @@ def test_settings_that_do_not_fit_are_refused(message: str) -> None:
     changed = {
         part: replace(getattr(config, part), **keys) for part, keys in WRONG[message].items()
     }
-    refused(re.escape(message), ClipPhase, replace(config, **changed), is_main_process=True)
+    refused(re.escape(message), ClipPhase, replace(config, **changed), Accelerator())

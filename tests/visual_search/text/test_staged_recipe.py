@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.commands import logged, refused, told
 from tests.conftest import PROJECT
@@ -97,4 +98,4 @@ def test_the_ladder_starts_at_the_published_weights(place: Path) -> None:
         TextConfig((f"hf/{place / 'gpt'}",)),
         pretrain_model=str(folder),
     )
-    refused("does not fit this phase", ClipPhase, other, is_main_process=True)
+    refused("does not fit this phase", ClipPhase, other, Accelerator())
