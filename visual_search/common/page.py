@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from visual_search.common.files import write_text
 
@@ -69,13 +69,6 @@ class Section:
     rows: Sequence[TileRow] = ()
 
 
-class _Cell(NamedTuple):
-    tag: Literal["th", "td"]
-    text: str
-    is_bold: bool
-    is_number: bool
-
-
 def markdown(rows: Rows) -> str:
     """A table in Markdown; it does not end its last line."""
     head, *others = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
@@ -99,16 +92,14 @@ def write_page(
     """
     import jinja2
 
-    template = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
-    ).get_template(TEMPLATE.name)
+    )
+    templates.tests["figure"] = lambda cell: bool(NUMBER.fullmatch(str(cell).strip("*")))
+    template = templates.get_template(TEMPLATE.name)
     shown = [
         vars(section)
-        | {
-            "pictures": {k: uri for k, v in section.pictures.items() if (uri := _uri_of(v))},
-            "tables": {heading: _cells(rows) for heading, rows in section.tables.items()},
-            "folded": {heading: _cells(rows) for heading, rows in section.folded.items()},
-        }
+        | {"pictures": {k: uri for k, v in section.pictures.items() if (uri := _uri_of(v))}}
         for section in sections
     ]
     tiles = [tile for section in sections for row in section.rows for tile in row.tiles]
@@ -129,19 +120,3 @@ def _uri_of(picture: Figure | Path) -> str | None:
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png", dpi=DPI)
     return data_uri(buffer.getvalue(), "png")
-
-
-def _cells(rows: Rows) -> list[list[_Cell]]:
-    body = [[_cell(str(value)) for value in row] for row in rows[1:]]
-    head = [
-        # A column's name stands on the right where its numbers do.
-        _Cell("th" if name else "td", str(name), False, any(row[place].is_number for row in body))
-        for place, name in enumerate(rows[0])
-    ]
-    return [head, *body]
-
-
-def _cell(text: str) -> _Cell:
-    is_bold = text.startswith("**")
-    text = text[2:-2] if is_bold else text
-    return _Cell("td", text, is_bold, bool(NUMBER.fullmatch(text)))
