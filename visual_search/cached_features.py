@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.config import PhaseConfig
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, ImageItem
@@ -81,42 +80,6 @@ class FrozenFeatures(TrainingImages):
             seeds = [np.random.SeedSequence([self.seed, int(self.epoch), i]) for i in indexes]
             views = torch.tensor([int(seed.generate_state(1)[0]) % self.views for seed in seeds])
         return self.matrix[shown, views], self.labels[shown], wanted, self._n_skipped[wanted]
-
-
-def check_cacheable(config: PhaseConfig) -> None:
-    """Refuse settings that features of plain images cannot serve.
-
-    Raises:
-        UserError: naming the key.
-    """
-    if config.neck.initial != "random":
-        if not config.train.cache_features:
-            raise UserError(
-                f"neck.initial {config.neck.initial} needs train.cache_features: set it to true"
-            )
-        if config.pretrain_model:
-            raise UserError(
-                "pretrain_model brings a neck that is trained already: set neck.initial to random"
-            )
-    if not config.train.cache_features:
-        return
-    wrong = {
-        "backbone.trainable_blocks must be 0": config.backbone.trainable_blocks != 0,
-        "neck.kind must not be none": config.neck.kind == "none",
-        "dataset.augmentations must be none": config.dataset.augmentations != "none",
-        "dataset.random_erasing must be 0": config.dataset.random_erasing != 0,
-        "dataset.mixing.kind must be none": config.dataset.mixing.kind != "none",
-        "distillation.run must be empty": bool(config.distillation.run),
-        "embedding must be of one squashed view (views, view_sizes, flip, crops)": (
-            not config.embedding.is_plain
-        ),
-    }
-    for words, applies in wrong.items():
-        if applies:
-            raise UserError(
-                f"train.cache_features trains on features of unchanged images: {words}, or set it "
-                "to false"
-            )
 
 
 SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from visual_search.cached_features import FrozenFeatures, check_cacheable
+from visual_search.cached_features import FrozenFeatures
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings, PhaseConfig
 from visual_search.data.augment import Mixer, build_augmentation
@@ -278,23 +278,49 @@ class ImagePhase(Phase):
 
 
 def _check(config: PhaseConfig) -> None:
-    margin, pairs, dataset = config.margin, config.pairs, config.dataset
-    check_cacheable(config)
+    """Refuse settings that do not go together, naming the keys."""
+    margin, pairs, dataset, train = config.margin, config.pairs, config.dataset, config.train
+    neck, named = config.neck, config.neck.initial != "random"
+    uncached = {
+        "backbone.trainable_blocks must be 0": config.backbone.trainable_blocks != 0,
+        "neck.kind must not be none": neck.kind == "none",
+        "dataset.augmentations must be none": dataset.augmentations != "none",
+        "dataset.random_erasing must be 0": dataset.random_erasing != 0,
+        "dataset.mixing.kind must be none": dataset.mixing.kind != "none",
+        "distillation.run must be empty": config.distillation.run,
+        "embedding must be of one squashed view (views, view_sizes, flip, crops)": (
+            not config.embedding.is_plain
+        ),
+    }
+    wrong = {
+        f"neck.initial {neck.initial} needs train.cache_features: set it to true": (
+            named and not train.cache_features
+        ),
+        "pretrain_model brings a neck that is trained already: set neck.initial to random": (
+            named and config.pretrain_model
+        ),
+        **{
+            f"train.cache_features trains on features of unchanged images: {words}, or set it to "
+            "false": train.cache_features and applies
+            for words, applies in uncached.items()
+        },
+        "margin.weight is 0, pairs.name none and distillation.run empty: nothing is left to train "
+        "by; set one of them": (
+            margin.weight == 0 and pairs.name == "none" and not config.distillation.run
+        ),
+        "dataset.mixing gives an image two classes, which pairs.name cannot use; set one of the "
+        "two to none": pairs.name != "none" and dataset.mixing.kind != "none",
+        "train.whitening takes the place of a neck; set neck.kind to none": (
+            (train.whitening or train.whitening_power) and neck.kind != "none"
+        ),
+        f"train.head_epochs must be 0..{train.epochs} (train.epochs)": (
+            train.head_epochs > train.epochs
+        ),
+    }
+    for sentence, applies in wrong.items():
+        if applies:
+            raise UserError(sentence)
     named_steps(config.rerank, [], "rerank")
-    if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
-        raise UserError(
-            "margin.weight is 0, pairs.name none and distillation.run empty: nothing is left to "
-            "train by; set one of them"
-        )
-    if pairs.name != "none" and dataset.mixing.kind != "none":
-        raise UserError(
-            "dataset.mixing gives an image two classes, which pairs.name cannot use; set one of "
-            "the two to none"
-        )
-    if (config.train.whitening or config.train.whitening_power) and config.neck.kind != "none":
-        raise UserError("train.whitening takes the place of a neck; set neck.kind to none")
-    if not 0 <= config.train.head_epochs <= config.train.epochs:
-        raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
 
 
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:

@@ -156,11 +156,13 @@ def run_chain(
                 print(f"== {step.name}: finished, unchanged{words}", flush=True)
                 outcomes[step.name] = "kept"
             else:
-                print(f"\n== {step.name}: {_intention(state, changes)}", flush=True)
+                words = {"new": "trains", "unfinished": "continues", "finished": "trains anew"}
+                anew = f"trains anew; changed: {'; '.join(changes)}"
+                print(f"\n== {step.name}: {words.get(state, anew)}", flush=True)
                 if step.purpose:
                     print(f"   {step.purpose}", flush=True)
-                anew = state == "changed" or (force and state != "new")
-                _train(chain.command, step.arguments(before), run, anew, launch)
+                replaced = state == "changed" or (force and state != "new")
+                _train(chain.command, step.arguments(before), run, replaced, launch)
                 outcomes[step.name] = "trained"
             print(f"\n{_write_table(chain, runs, outcomes).read_text('utf-8')}", flush=True)
         return _write_table(chain, runs, outcomes)
@@ -204,28 +206,11 @@ def read_result(run: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and values.get("finished") else None
 
 
-def _intention(state: str, changes: Sequence[str]) -> str:
-    return {
-        "new": "trains",
-        "unfinished": "continues",
-        "changed": f"trains anew; changed: {'; '.join(changes)}",
-        "finished": "trains anew",
-    }[state]
-
-
-def _train(
-    command: str,
-    arguments: Sequence[str],
-    run: RunFolder,
-    anew: bool,
-    launch: str,
-) -> None:
-    place = ["--name", run.name, "--runs", str(run.path.parent)]
-    overwrite = ["--overwrite", "true"] if anew else []
-    module, options = f"visual_search.{command}", [*arguments, *place, *overwrite]
+def _train(command: str, arguments: Sequence[str], run: RunFolder, anew: bool, launch: str) -> None:
+    words = ["-m", f"visual_search.{command}", *arguments, "--name", run.name]
+    words += ["--runs", str(run.path.parent), *(["--overwrite", "true"] if anew else [])]
     start = shlex.split(launch)
-    print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
-    words = ["-m", module, *options]
+    print(f"$ {shlex.join([*(start or ['python']), *words])}", flush=True)
     try:
         status = run_program([*start, *words]) if start else run_python(words)
     except FileNotFoundError as error:

@@ -149,7 +149,6 @@ def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     for path in paths:
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
-    paths[2].write_bytes(b"no photo")
     labelled = LabelledImages(paths, np.array([0, 0, 1, 1, 2, 2]))
     photos = TrainingImages(labelled, build_augmentation("none", 32), 32, 7)
     torch.manual_seed(0)
@@ -165,10 +164,6 @@ def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = F.normalize(visual(torch.from_numpy(pixels)[None]), dim=1)[0]
         torch.testing.assert_close(views.matrix[number, view], expected, atol=1e-5, rtol=1e-4)
-    # The broken photo's stand-in is of its own product.
-    features, labels, wanted, passed_over = views.__getitems__([2])
-    assert (int(labels), int(wanted), int(passed_over)) == (1, 2, 1)
-    assert any(torch.equal(features[0], view) for view in views.matrix[3])
     drawn = set()
     for epoch in range(12):
         views.set_epoch(epoch)
@@ -188,10 +183,8 @@ def test_crops_lie_inside(tmp_path: Path, box: tuple[int, int, int, int] | None)
         crop = random_crop(ImageItem(path, box), view, 1)
         assert crop is not None
         x, y, w, h = crop
-        assert left <= x
-        assert top <= y
-        assert x + w <= left + width
-        assert y + h <= top + height
+        assert left <= x <= x + w <= left + width
+        assert top <= y <= y + h <= top + height
         assert w * h >= 0.3 * width * height
         shapes.add(crop)
     assert len(shapes) > 50

@@ -22,8 +22,6 @@ from visual_search.common.run_folder import (
     changed_keys,
     load_state,
     newest_state,
-    random_states,
-    restore_random_states,
     save_state,
 )
 
@@ -62,18 +60,6 @@ def test_what_another_version_did_not_know_is_no_change_while_it_is_off(
     old: str, new: str, changes: list[str]
 ) -> None:
     assert changed_keys(old, new) == changes
-
-
-def test_metrics_are_cut_back_to_a_state(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, "a")
-    run.start("")
-    run.log(step=1)
-    length = run.metrics_bytes()
-    run.log(step=2)
-    run.cut_metrics(length)
-    assert run.metrics() == [{"step": 1}]
-    run.cut_metrics(10_000)
-    assert run.metrics() == [{"step": 1}]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -172,12 +158,16 @@ def test_names_stay_inside_the_runs_folder(tmp_path: Path, name: str) -> None:
     refused("--name", RunFolder, tmp_path, name)
 
 
-def test_plot_is_a_picture(tmp_path: Path) -> None:
+def test_metrics_are_cut_back_to_a_state_and_drawn(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, "a")
     run.start("")
-    for step in range(1, 30):
-        run.log(kind="step", step=step, loss=1 / step, lr_head=1e-3, lr_backbone=1e-5)
-    run.log(kind="validation", step=29, mAP=0.3)
+    run.log(kind="step", step=1, loss=1.0, lr_head=1e-3, lr_backbone=1e-5)
+    run.log(kind="validation", step=1, mAP=0.3)
+    length, kept = run.metrics_bytes(), run.metrics()
+    run.log(kind="step", step=2)
+    for place in (length, 10_000):
+        run.cut_metrics(place)
+        assert run.metrics() == kept
     with Image.open(run.plot()) as picture:
         assert picture.size[0] > 800
 
@@ -185,34 +175,24 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
 ALONE = PartialState(cpu=True)
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    place = newest_state(folder)
-    assert place is not None
-    return load_state(place, ALONE)
-
-
-def test_the_newest_complete_state_is_loaded_and_older_ones_are_gone(tmp_path: Path) -> None:
-    assert newest_state(tmp_path) is None
-    for step in (5, 20):
-        weight = torch.arange(3.0) + step
-        save_state(tmp_path, step, {"weight": weight, "step": step}, {"x": [1, "a"]}, ALONE)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
-    common, own = newest(tmp_path)
-    assert common["step"] == 20
-    assert torch.equal(common["weight"], torch.arange(3.0) + 20)
-    assert own == {"x": [1, "a"]}
-
-
 def test_killed_while_it_saves_one_whole_state_remains(tmp_path: Path) -> None:
-    save_state(tmp_path, 5, {"n": 0}, {}, ALONE)
+    def newest() -> tuple[dict[str, Any], dict[str, Any]]:
+        place = newest_state(tmp_path)
+        assert place is not None
+        return load_state(place, ALONE)
 
     def work() -> None:  # at the end of an epoch a step may be saved a second time
         for n, step in enumerate((5, 5, 5, 6), 1):
-            save_state(tmp_path, step, {"n": n}, {}, ALONE)
+            save_state(tmp_path, step, {"n": n}, {"x": [torch.ones(2) * n, "a"]}, ALONE)
 
+    assert newest_state(tmp_path) is None
+    save_state(tmp_path, 5, {"n": 0}, {}, ALONE)
     for _ in killed_at_each_change(work):
-        newest(tmp_path)
-    assert newest(tmp_path)[0] == {"n": 4}
+        newest()
+    common, own = newest()
+    assert common == {"n": 4}
+    assert torch.equal(own["x"][0], torch.ones(2) * 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
 def test_a_state_that_cannot_be_used_says_why_and_runs_no_code(tmp_path: Path) -> None:
@@ -235,10 +215,3 @@ def test_a_state_that_cannot_be_used_says_why_and_runs_no_code(tmp_path: Path) -
     facts = json.loads((place / "complete.json").read_text())
     (place / "complete.json").write_text(json.dumps(facts | {"format": 99}))
     refused("newer kit", load_state, place, ALONE)
-
-
-def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
-    save_state(tmp_path, 1, {}, {"random": random_states()}, ALONE)
-    expected = torch.randn(4)
-    restore_random_states(newest(tmp_path)[1]["random"])
-    assert torch.equal(torch.randn(4), expected)
