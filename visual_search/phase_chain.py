@@ -156,9 +156,9 @@ def run_chain(
                 print(f"== {step.name}: finished, unchanged{words}", flush=True)
                 outcomes[step.name] = "kept"
             else:
-                known = {"new": "trains", "unfinished": "continues", "finished": "trains anew"}
+                plans = {"new": "trains", "unfinished": "continues", "finished": "trains anew"}
                 anew = f"trains anew; changed: {'; '.join(changes)}"
-                print(f"\n== {step.name}: {known.get(state, anew)}", flush=True)
+                print(f"\n== {step.name}: {plans.get(state, anew)}", flush=True)
                 if step.purpose:
                     print(f"   {step.purpose}", flush=True)
                 replaced = state == "changed" or (force and state != "new")
