@@ -44,13 +44,7 @@ def test_more_images_than_columns_are_not_capped_at_1000() -> None:
     ranks = np.arange(1500)[None]
     assert average_precision(ranks, gallery, np.array([0])) == pytest.approx([1000 / 1500])
     scores = per_query(hits_of_ranks(ranks, gallery, np.array([0])))
-    assert scores["mAP@1000"].tolist() == pytest.approx([1000 / 1500])
     assert (scores[["MAP@R", "R-precision", "mP@5"]] == 1).all(axis=None)
-
-
-def test_a_wrong_number_of_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 queries"):
-        average_precision(np.zeros((2, 4), dtype=int), np.zeros(4), np.zeros(3))
 
 
 @settings(max_examples=100, deadline=None)
@@ -110,21 +104,16 @@ def test_gap_equals_scikit_learn(seed: int, queries: int, steps: int) -> None:
     assert global_average_precision(tied, right, has_match) == pytest.approx(expected)
 
 
-def rows(n_queries: int, n_gallery: int) -> np.ndarray:
-    width = max(n_gallery, 1000)
-    rng = np.random.default_rng(0)
-    real = np.stack([rng.permutation(n_gallery)[:1000] for _ in range(n_queries)])
-    filler = np.tile(np.arange(n_gallery, width), (n_queries, 1))
-    return np.concatenate([real, filler], axis=1)[:, :1000]
-
-
-@pytest.mark.parametrize("n_gallery", [3, 1000, 1400])
-def test_valid_arrays_pass(n_gallery: int) -> None:
-    check_ranks(rows(4, n_gallery), 4, n_gallery)
+def rows(n_gallery: int) -> np.ndarray:
+    """Of four queries: the gallery in any order, and what fills the rows up."""
+    rng, filler = np.random.default_rng(0), np.arange(n_gallery, 1000)
+    return np.stack([np.append(rng.permutation(n_gallery)[:1000], filler) for _ in range(4)])
 
 
 def test_arrays_that_would_fail_or_score_wrongly_are_refused() -> None:
-    good = rows(4, 1400)
+    for n_gallery in (3, 1000, 1400):
+        check_ranks(rows(n_gallery), 4, n_gallery)
+    good = rows(1400)
 
     def refusal(ranks: object, n_gallery: int = 1400) -> str:
         return refused(".", check_ranks, ranks, 4, n_gallery)
@@ -133,13 +122,14 @@ def test_arrays_that_would_fail_or_score_wrongly_are_refused() -> None:
     assert "float64" in refusal(good.astype(float))
     assert "(3, 1000)" in refusal(good[:3])
     assert "(4, 999)" in refusal(good[:, :999])
-    negative, outside, twice = good.copy(), good.copy(), good.copy()
-    negative[2, 5] = -1
-    outside[1, 7] = 1400
-    twice[3, 9] = twice[3, 0]
-    assert "row 2" in refusal(negative)
-    assert "gallery row 1400" in refusal(outside)
-    assert "row 3 of the ranker's array names a gallery row twice" in refusal(twice)
-    early = rows(4, 3)
+    for place, row, words in (
+        ((2, 5), -1, "row 2"),
+        ((1, 7), 1400, "gallery row 1400; the gallery has rows 0 to 1399"),
+        ((3, 9), good[3, 0], "row 3 of the ranker's array names a gallery row twice"),
+    ):
+        wrong = good.copy()
+        wrong[place] = row
+        assert words in refusal(wrong)
+    early = rows(3)
     early[0, [0, 3]] = early[0, [3, 0]]
     assert "in front of" in refusal(early, 3)
