@@ -27,6 +27,7 @@ import torch.nn.functional as F
 import yaml
 from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupShuffleSplit
 
 from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.common.errors import UserError, run_command
@@ -57,7 +58,7 @@ from visual_search.text.search import TextSearch, load_text_model
 from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
-HELD_OUT_SHARE = 0.2
+HELD_OUT_SHARE = 0.2  # of the training products
 DIRECTIONS = TO_TEXTS, _ = "image to text", "text to image"
 ALL_FEATURES = "all of them"
 CACHE = Path("runs/features")
@@ -156,14 +157,13 @@ def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Ju
         return Data(images.double().numpy(), text_features(model.text, relevance.texts), relevance)
 
     language = settings["test_language"]
-    train, (_, test) = (
-        read_pairs(pairs, TRAIN, root),
-        in_language(read_pairs(pairs, TEST, root), language),
-    )
-    held = held_out(train.groups)
+    train = read_pairs(pairs, TRAIN, root)
+    _, test = in_language(read_pairs(pairs, TEST, root), language)
+    split = GroupShuffleSplit(1, test_size=HELD_OUT_SHARE, random_state=42)
+    kept, held = next(split.split(train.groups, groups=train.groups))
     parts = {
-        "train": data(train.take(np.flatnonzero(~held))),
-        "held out": data(train.take(np.flatnonzero(held)), language),
+        "train": data(train.take(kept)),
+        "held out": data(train.take(held), language),
         "everything": data(train),
         "test": data(test),
     }
@@ -199,12 +199,6 @@ def text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndar
     if not made:
         raise UserError("the first run has no frozen text features (use, hashed) for the ridge")
     return made | ({ALL_FEATURES: np.hstack(list(made.values()))} if len(made) > 1 else {})
-
-
-def held_out(groups: np.ndarray, seed: int = 42) -> np.ndarray:
-    """Which rows are of a fifth of the products, `(n,)`, bool."""
-    products = np.random.default_rng(seed).permutation(np.unique(groups))
-    return np.isin(groups, products[: max(round(HELD_OUT_SHARE * len(products)), 1)])
 
 
 def pooled(parts: Sequence[Judged], system: str) -> dict[str, Scores]:
