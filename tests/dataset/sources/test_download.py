@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from dataset import public_addresses
+from dataset.public_addresses import is_public
 from dataset.sources import download as module
 from dataset.sources.base import Download
 from dataset.sources.download import download
 from tests.commands import refused, stopped
 from tests.dataset.dataset_creation_steps.image_server import QuietHandler, listening
 
+pytestmark = pytest.mark.usefixtures("near")
 CONTENT = random.Random(0).randbytes(600_000)
 PAGE = "https://example.org/get-it-here"
 
@@ -82,7 +84,6 @@ def get(address: str, folder: Path, **known: object) -> Path:
     return download(Download(address, **known), folder, PAGE)  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("near")
 def test_a_file_is_checked_and_not_fetched_twice(server: Behaviour, tmp_path: Path) -> None:
     known = {"size": len(CONTENT), "md5": hashlib.md5(CONTENT).hexdigest()}
     server.redirect = server.address.replace("train.tar.gz", "moved")
@@ -94,7 +95,6 @@ def test_a_file_is_checked_and_not_fetched_twice(server: Behaviour, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.usefixtures("near")
 def test_what_broke_off_goes_on_where_it_was(server: Behaviour, tmp_path: Path) -> None:
     """In this run and in the next one; a busy server is asked again."""
     server.cuts, server.statuses = [100_000, 0, 50_000, 0, 0, 0, 0], [503, 429]
@@ -106,13 +106,11 @@ def test_what_broke_off_goes_on_where_it_was(server: Behaviour, tmp_path: Path) 
     assert server.requests == [*first, "bytes=150000-"]
 
 
-@pytest.mark.usefixtures("near")
 def test_a_server_without_ranges_begins_anew(server: Behaviour, tmp_path: Path) -> None:
     server.ranges, server.cuts = False, [100_000]
     assert get(server.address, tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.usefixtures("near")
 def test_a_file_that_changed_meanwhile_begins_anew(server: Behaviour, tmp_path: Path) -> None:
     server.cuts = [100_000, 0, 0, 0, 0, 0]
     refused("cut short", get, server.address, tmp_path)
@@ -120,7 +118,6 @@ def test_a_file_that_changed_meanwhile_begins_anew(server: Behaviour, tmp_path: 
     assert get(server.address, tmp_path).read_bytes() == CONTENT[::-1]
 
 
-@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("more", [b"", b"x"])
 def test_a_run_killed_just_before_the_end_needs_nothing_more(
     more: bytes, server: Behaviour, tmp_path: Path
@@ -132,7 +129,6 @@ def test_a_run_killed_just_before_the_end_needs_nothing_more(
     assert server.requests == [f"bytes={len(CONTENT + more)}-", *([None] if more else [])]
 
 
-@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize(
     ("changes", "known", "words"),
     [
@@ -157,7 +153,6 @@ def test_what_does_not_pass_is_said_and_not_kept(
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".validator"]
 
 
-@pytest.mark.usefixtures("near")
 def test_nobody_listens(tmp_path: Path) -> None:
     refused("the connection failed", get, "http://127.0.0.1:9/x.zip", tmp_path)
 
@@ -166,6 +161,7 @@ def test_private_networks_are_not_asked(
     server: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor behind a redirect of a public machine, and no proxy."""
+    monkeypatch.setattr(public_addresses, "is_public", is_public)
     refused("not a public address", get, server.address, tmp_path)
     assert not server.requests
     answers = iter([True, False, False])  # localhost may have two addresses
@@ -176,7 +172,6 @@ def test_private_networks_are_not_asked(
     assert server.requests == [None]
 
 
-@pytest.mark.usefixtures("near")
 def test_a_full_disk_is_told(server: Behaviour, tmp_path: Path) -> None:
     import resource
 
