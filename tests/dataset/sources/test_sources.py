@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,78 +223,68 @@ def test_cars_needs_the_classes_of_the_test_half(source: Path) -> None:
     refused("cars_test_annos_withlabels", table_of, "cars", source)
 
 
-def test_inshop_keeps_queries_and_gallery_apart(source: Path) -> None:
-    layouts.inshop(source)
-    table = table_of("inshop", source)
-    assert counts(table, "label", "evaluation_status", "is_test") == {
-        ("inshop/id_00000001", "train", "0"): 3,
-        ("inshop/id_00000002", "train", "0"): 3,
-        **{
-            (f"inshop/id_0000000{item}", status, "1"): number
-            for item in (3, 4)
-            for status, number in (("query", 1), ("gallery", 2))
-        },
+def large_images_only(folder: Path) -> None:
+    layouts.inshop(folder)
+    (folder / "Img" / "img").rename(folder / "Img" / "img_highres")
+
+
+def exhibits_unpacked_within(folder: Path) -> None:
+    """`MET/MET/7/0.jpg` is what some mirrors unpack to."""
+    layouts.met(folder)
+    (folder / "MET").rename(folder / "inner")
+    (folder / "MET").mkdir()
+    (folder / "inner").rename(folder / "MET" / "MET")
+
+
+def all_of_glr(folder: Path) -> None:
+    layouts.glr_train(folder, cleaned=False)
+    layouts.glr(folder)
+
+
+ITEMS = {
+    "train": ["id_00000001"] * 3 + ["id_00000002"] * 3,
+    "query": ["id_00000003", "id_00000004"],
+    "gallery": ["id_00000003"] * 2 + ["id_00000004"] * 2,
+}
+EXHIBITS = {"train": ["7", "7", "449", "449", "80001", "80001"]}
+VAL = ["449", "no_match/test_other/cd34"]
+TEST = ["7", "no_match/test_noart/gh78", "no_match/test_noart/ij90"]
+INDEX = {"gallery": ["7", "7", "9"], "query": ["7", "9", "no_match/c0c0", "no_match/c0d0"]}
+# Of each layout and part: the labels of each status, and the boxes.
+PROTOCOLS: list[tuple[str, Callable[[Path], None], str, dict[str, list[str]], str]] = [
+    ("inshop", layouts.inshop, "", ITEMS, "10,12,30,40"),
+    ("inshop", large_images_only, "", ITEMS, ""),
+    ("met", layouts.met, "", EXHIBITS | {"query": VAL + TEST}, ""),
+    ("met", layouts.met, "val", EXHIBITS | {"query": VAL}, ""),
+    ("met", layouts.met, "test", EXHIBITS | {"query": TEST}, ""),
+    ("met", without(layouts.met, "test_noart"), "", EXHIBITS | {"query": [*VAL, "7"]}, ""),
+    ("met", exhibits_unpacked_within, "", EXHIBITS | {"query": VAL + TEST}, ""),
+    ("glr", layouts.glr, "", INDEX, ""),
+    ("glr", partial(layouts.glr_train, cleaned=False), "", {"train": ["5", "5", "5", "6"]}, ""),
+    ("glr", partial(layouts.glr_train, cleaned=True), "", {"train": ["5", "5", "6"]}, ""),
+    ("glr", all_of_glr, "", {"train": ["5", "5", "5", "6"]} | INDEX, ""),
+    ("glr", all_of_glr, "train", {"train": ["5", "5", "5", "6"]}, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "part", "labels", "box"), PROTOCOLS)
+def test_training_queries_and_gallery_are_kept_apart(
+    name: str,
+    build: Callable[[Path], None],
+    part: str,
+    labels: dict[str, list[str]],
+    box: str,
+    source: Path,
+) -> None:
+    build(source)
+    table = table_of(name, source, part=part)
+    assert table.groupby("evaluation_status")["label"].agg(list).to_dict() == {
+        status: [f"{name}/{label}" for label in found] for status, found in labels.items()
     }
-    assert set(table["bbox"]) == {"10,12,30,40"}
-
-
-def test_inshop_with_the_large_images_only_has_no_boxes(source: Path) -> None:
-    layouts.inshop(source)
-    (source / "Img" / "img").rename(source / "Img" / "img_highres")
-    table = table_of("inshop", source)
-    assert set(table["bbox"]) == {""}
-    assert table["file_name"].str.contains("Img/img_highres/WOMEN").all()
-
-
-def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
-    layouts.met(source)
-    table = table_of("met", source)
-    assert counts(table, "evaluation_status", "is_test") == {("train", "0"): 6, ("query", "1"): 5}
-    exhibits = table[table["evaluation_status"] == "train"]
-    queries = table[table["evaluation_status"] == "query"]
-    assert set(exhibits["label"]) == {"met/7", "met/449", "met/80001"}
-    assert queries["label"].isin(exhibits["label"]).tolist() == [True, False, True, False, False]
-    assert not queries["label"].duplicated().any()
-    for part, number in (("val", 2), ("test", 3)):
-        one = table_of("met", source, part=part)
-        assert (one["evaluation_status"] == "query").sum() == number
-    refused("val and test", table_of, "met", source, part="train")
-
-
-@pytest.mark.parametrize("cleaned", [False, True])
-def test_glr_has_training_images_by_landmark(source: Path, cleaned: bool) -> None:
-    layouts.glr_train(source, cleaned)
-    table = table_of("glr", source)
-    assert counts(table, "evaluation_status", "label") == {
-        ("train", "glr/5"): 2 if cleaned else 3,
-        ("train", "glr/6"): 1,
-    }
-    assert table["file_name"].iloc[0] == "../download/train/0/a/b/0abc.jpg"
-    layouts.glr(source)  # the lists of the other part beside it: both
-    assert len(table_of("glr", source)) == (3 if cleaned else 4) + 7
-
-
-def test_glr_gives_queries_the_landmark_of_their_images(source: Path) -> None:
-    layouts.glr(source)
-    table = table_of("glr", source)
-    assert counts(table, "evaluation_status", "is_test") == {("gallery", "1"): 3, ("query", "1"): 4}
-    assert table["label"].tolist() == [
-        *("glr/7", "glr/7", "glr/9"),
-        *("glr/7", "glr/9", "glr/no_match/c0c0", "glr/no_match/c0d0"),
-    ]
-    assert table["file_name"].iloc[0] == "../download/index/0/1/2/0123.jpg"
-
-
-def test_met_without_the_distractors_images(source: Path) -> None:
-    layouts.met(source)
-    shutil.rmtree(source / "test_noart")
-    table = table_of("met", source)
-    assert (table["evaluation_status"] == "query").sum() == 3
-    # `MET/MET/7/0.jpg` is what some mirrors unpack to.
-    (source / "MET").rename(source / "inner")
-    (source / "MET").mkdir()
-    (source / "inner").rename(source / "MET" / "MET")
-    assert "../download/MET/MET/7/0.jpg" in set(table_of("met", source)["file_name"])
+    assert table["is_test"].eq("0").equals(table["evaluation_status"].eq("train"))
+    assert set(table.get("bbox", [""])) == {box}
+    if name == "met":
+        refused("val and test", table_of, "met", source, part="train")
 
 
 def edited(path: Path, old: str, new: str) -> None:
