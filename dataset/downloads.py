@@ -16,7 +16,9 @@ import ssl
 import threading
 import time
 import weakref
+from collections import defaultdict
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
@@ -77,31 +79,30 @@ class Failed(Exception):
         self.reason, self.retry, self.wait = reason, retry, wait
 
 
-class HostPace:
-    """Evenly spaced turns for requests to each host, and pauses that a host asks for."""
+class Host:
+    """Turns of requests to a host: evenly spaced, and none in a pause that it asks for."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, connections: int) -> None:
+        self.slot = asyncio.Semaphore(connections)
         self._spacing = 1.0 / rate if rate > 0 else 0.0
-        self._free: dict[str, float] = {}
-        self._paused: dict[str, float] = {}
+        self._free = self._paused = 0.0
 
-    async def turn(self, host: str) -> None:
-        """Return when the next request to `host` may go out."""
+    async def turn(self) -> None:
+        """Return when the next request may go out."""
         while True:
             now = time.monotonic()
-            start = max(now, self._free.get(host, 0.0), self._paused.get(host, 0.0))
+            start = max(now, self._free, self._paused)
             # The place in the queue is taken before the wait, so turns stay in order.
-            self._free[host] = start + self._spacing
+            self._free = start + self._spacing
             if start > now:
                 await asyncio.sleep(start - now)
             # Meanwhile the host may have asked for a pause that this place lies in.
-            if self._paused.get(host, 0.0) <= start:
+            if self._paused <= start:
                 return
 
-    def pause(self, host: str, seconds: float) -> None:
-        """No further request to `host` for so many seconds, nor from those in the queue."""
-        until = time.monotonic() + seconds
-        self._paused[host] = max(self._paused.get(host, 0.0), until)
+    def pause(self, seconds: float) -> None:
+        """No further request for so many seconds, nor from those in the queue."""
+        self._paused = max(self._paused, time.monotonic() + seconds)
 
 
 class Downloader:
@@ -109,9 +110,8 @@ class Downloader:
 
     def __init__(self, config: DownloadConfig) -> None:
         self.config = config
-        self._pace = HostPace(config.rate)
+        self._hosts = defaultdict[str, Host](partial(Host, config.rate, config.connections))
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
-        self._slots: dict[str, asyncio.Semaphore] = {}
 
     async def __aenter__(self) -> Downloader:
         return self
@@ -174,27 +174,26 @@ class Downloader:
             if problem := url_problem(url):
                 raise Failed(problem)
             target = URL(url)
-            host = target.host or ""
+            name = target.host or ""
             if number == 0 and self.config.allow_private:
-                trusted = host
-            await self._pace.turn(host)
-            session = self._session(private=host == trusted)
+                trusted = name
+            host, session = self._hosts[name], self._session(private=name == trusted)
+            await host.turn()
             # Waiting for a connection of our own is no time that the server takes.
-            slot = self._slots.setdefault(host, asyncio.Semaphore(self.config.connections))
-            async with slot, session.get(target, allow_redirects=False) as response:
+            async with host.slot, session.get(target, allow_redirects=False) as response:
                 if response.status not in REDIRECT_STATUSES:
-                    return await self._body(response)
+                    return await self._body(response, host)
                 place = response.headers.get("Location")
                 if not place:
                     raise Failed(f"HTTP {response.status} without a place to go to")
                 url = str(response.url.join(URL(place)))
         raise Failed(f"more than {REDIRECTS} redirects")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, host: Host) -> bytes:
         if response.status != 200:
             wait = retry_after(response.headers.get("Retry-After"))
             if wait is not None:
-                self._pace.pause(response.url.host or "", min(wait, LONGEST_WAIT))
+                host.pause(min(wait, LONGEST_WAIT))
             raise Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
         kind = response.content_type if "Content-Type" in response.headers else ""
         if kind.startswith(REFUSED_TYPES):

@@ -115,7 +115,7 @@ def draw_histogram(table: Path, thresholds: Sequence[float]) -> None:
     means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.hist(means, bins=np.linspace(-1, 1, 201))
+    axes.hist(means, bins=200, range=(-1.0, 1.0))
     axes.set(xlabel="mean cosine over an image's pairs", ylabel="images")
     axes.grid(alpha=0.3)
     for threshold in thresholds:

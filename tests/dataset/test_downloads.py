@@ -14,7 +14,7 @@ import pytest
 
 from dataset import downloads
 from dataset.dataset_creation_steps.engine import DownloadConfig
-from dataset.downloads import Download, Downloader, HostPace, retry_after
+from dataset.downloads import Download, Downloader, Host, retry_after
 from tests.commands import refused
 from tests.conftest import draw_product
 from tests.dataset.dataset_creation_steps.conftest import jpeg
@@ -178,16 +178,14 @@ def test_what_is_no_address_is_said_without_a_request(url: str, words: str) -> N
 
 def test_requests_to_a_host_are_spaced_evenly() -> None:
     async def turns() -> list[float]:
-        pace = HostPace(rate=50)
-        start = time.monotonic()
+        host, start = Host(rate=50, connections=1), time.monotonic()
         times: list[float] = []
 
-        async def one(host: str) -> None:
-            await pace.turn(host)
-            if host == "a":
-                times.append(time.monotonic() - start)
+        async def one() -> None:
+            await host.turn()
+            times.append(time.monotonic() - start)
 
-        await asyncio.gather(*(one("a") for _ in range(11)), *(one("b") for _ in range(3)))
+        await asyncio.gather(*(one() for _ in range(11)))
         return times
 
     times = asyncio.run(turns())
