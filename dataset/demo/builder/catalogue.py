@@ -29,11 +29,8 @@ CREDITS = {
     "Scopia & eTeks": "Scopia Visual Interfaces Systems, s.l. & Emmanuel Puybaret / eTeks",
 }
 
-# One entry: key, separator, value; a backslash takes the next character with it, also a line's end.
-_ENTRY = re.compile(
-    r"^[ \t\f]*(?![#!])((?:\\.|[^\\=:\s])+)[ \t\f]*[=:]?[ \t\f]*((?:\\.|[^\\\n])*)", re.M | re.S
-)
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|\n[ \t\f]*|(.))")
+_ENTRY = re.compile(r"((?:\\.|[^\\=:\s])*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
 
 TABLE_LIMIT = 56.0
 HANGING = 8.0
@@ -84,10 +81,19 @@ def parse_properties(text: str) -> dict[str, str]:
     """Read a java .properties text: comments, continued lines, \\uXXXX, escaped characters."""
 
     def plain(escaped: str) -> str:
-        return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2] or "", escaped)
+        return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2], escaped)
 
-    lines = "\n".join(text.splitlines())
-    return {plain(key): plain(value) for key, value in _ENTRY.findall(lines)}
+    result: dict[str, str] = {}
+    pending = ""
+    for raw in text.splitlines():
+        line, pending = pending + raw.lstrip(" \t\f"), ""
+        if line.startswith(("#", "!")):
+            continue
+        if (len(line) - len(line.rstrip("\\"))) % 2:
+            pending = line[:-1]
+        elif line and (entry := _ENTRY.match(line)):
+            result[plain(entry[1])] = plain(entry[2])
+    return result
 
 
 def read_catalogue(source: Path) -> list[Product]:
