@@ -50,12 +50,15 @@ def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
         (".", ("test_kaggletest.csv", "train"), 10, "none of the images"),
         ("elsewhere", ("train.csv", "train"), 10, r"elsewhere does not exist.*train_valid_root"),
         (".", ("none.csv", "train"), 10, "lists no image"),
+        (".", ("words.csv", "train"), 10, r"words\.csv line 3: class is 'x'.*1 more"),
     ],
 )
 def test_faults_of_the_list_are_named(
     product10k_folder: Path, folder: str, names: tuple[str, str], classes: int, words: str
 ) -> None:
     write_csv(product10k_folder / "none.csv", ["name", "class"], [])
+    rows = [["0_0.png", "0.0"], ["0_1.png", "x"], ["0_2.png", ""]]
+    write_csv(product10k_folder / "words.csv", ["name", "class"], rows)
     refused(words, read_product10k, product10k_folder / folder, [names], classes)
 
 

@@ -21,7 +21,7 @@ from visual_search.data import tables
 from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
 from visual_search.data.leaks import list_images
-from visual_search.data.schema import integers, schema_errors
+from visual_search.data.schema import schema_errors
 from visual_search.data.tables import image_items, read_gallery, read_queries, read_table
 
 QUERY_COLUMNS = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
@@ -188,13 +188,6 @@ def test_a_table_without_any_of_its_images_is_refused(place: Path, name: str) ->
         assert len(check(path).problems) == 3
         return
     refused(r"none of the images of .*t\.csv .* write /|not one image", READERS[name][0], path)
-
-
-def test_numbers_are_refused_with_their_line(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "t.csv", ["n"], [[1], ["2.0"], ["x"], [""]])
-    table = read_table(path, ["n"])
-    refused(r"t\.csv line 4: n is 'x'.*1 more", integers, table, "n", path)
-    assert integers(table[:2], "n", path).tolist() == [1, 2]
 
 
 def test_items_keep_boxes_and_empty_the_ones_that_are_none(tmp_path: Path) -> None:
