@@ -179,7 +179,7 @@ class Mixer:
         share = float(rng.beta(self.alpha, self.alpha))
         partner = torch.from_numpy(rng.permutation(len(pixels))).to(pixels.device)
         if self.kind == "mixup" or (self.kind == "both" and rng.random() < 0.5):
-            mixed = blend(pixels, pixels[partner], share)
+            mixed = _blend(pixels, pixels[partner], share)
         else:
             height, width = pixels.shape[-2:]
             top, bottom, left, right = _rectangle(height, width, share, rng)
@@ -189,7 +189,7 @@ class Mixer:
         return Mixed(mixed, labels[partner], own * share)
 
 
-def blend(first: Tensor, second: Tensor, share: float) -> Tensor:
+def _blend(first: Tensor, second: Tensor, share: float) -> Tensor:
     """`share * first + (1 - share) * second`, of the type of `first`, whole numbers rounded."""
     if first.is_floating_point():
         return first * share + second * (1.0 - share)

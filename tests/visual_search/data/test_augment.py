@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search.data.augment import AUGMENTATIONS, Mixer, blend, build_augmentation
+from visual_search.data.augment import AUGMENTATIONS, Mixer, build_augmentation
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -80,13 +80,6 @@ def batch(dtype: torch.dtype = torch.uint8) -> tuple[torch.Tensor, torch.Tensor]
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (6, 3, 10, 14), generator=generator, dtype=torch.uint8)
     return pixels.to(dtype), torch.arange(40, 46)
-
-
-def test_blending_by_hand() -> None:
-    first, second = torch.tensor([0, 10, 255, 7]), torch.tensor([255, 20, 0, 7])
-    assert blend(first.byte(), second.byte(), 0.75).tolist() == [64, 12, 191, 7]
-    halves = blend(first.float(), second.float(), 0.75)
-    assert halves.tolist() == [63.75, 12.5, 191.25, 7.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])

@@ -200,24 +200,6 @@ def test_dataset_info_with_boxes_and_test_rows(folder: Path) -> None:
     assert images.item(2).box == (3, 4, 10, 12)
 
 
-def test_folds(folder: Path) -> None:
-    folds = [-1, -2, 0, 1, 2, 0, 1, 2]
-    rows: list[list[object]] = [
-        [f"{letter}.png", "x", fold] for letter, fold in zip("abcdefgh", folds, strict=True)
-    ]
-    file = table(folder, "file_name,label,fold", rows)
-
-    def trained(held_out: int) -> str:
-        return "".join(path.stem for path in read_training_table(file, fold=held_out).paths)
-
-    assert trained(-1) == "acdefgh"
-    assert trained(0) == "adegh"
-    assert trained(2) == "acdfg"
-    rows = [[*row, int(row[0] == "d.png")] for row in rows]
-    file = table(folder, "file_name,label,fold,is_test", rows)
-    assert trained(0) == "aegh"
-
-
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [

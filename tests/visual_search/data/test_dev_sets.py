@@ -86,6 +86,11 @@ KINDS = {
     ),
     "what always tests": ("fold", FOLDS, -1, "a0 a1 c0 c1 d0 d1", "b0 b1", "b0 b1"),
     "a fold": ("fold", FOLDS, 1, "a0 a1 c0 c1", "b0 b1 d0 d1", "b0 b1 d0 d1"),
+    "a fold and is_test": (
+        "fold,is_test",
+        "a0 x -1 0\na1 x 0 0\nb0 y 0 1\nb1 y 1 1\nc0 z 1 0\nc1 z -2 0\nd0 w 2.0 False",
+        *(1, "a0 a1 d0", "b0 b1 c0 c1", "b0 b1 c0 c1"),
+    ),
     # Queries and gallery of a protocol are not pooled; d0 has nothing to find.
     "protocol": ("evaluation_status,fold", PROTOCOL, -1, "a0 a1 e0 e1", "b1 c0", "b0"),
     # A fold is leave-one-out, and the protocol's photos are no part of it.

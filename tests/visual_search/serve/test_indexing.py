@@ -74,7 +74,7 @@ def test_only_what_changed_is_embedded_again(
     assert "1 images left out" in said
     assert "2_1.png: not an image" in said
     assert store.product_ids() == {f"p{n}" for n in range(11)}
-    assert len(store.images()) == 24 - 1 - 1 - 2
+    assert len(store.images()) == len(store.vectors(store.models()[0])[0]) == 24 - 1 - 1 - 2
     assert store.products(["p0"])["p0"].title == "another"
 
 

@@ -176,13 +176,3 @@ def test_a_failure_within_leaves_nothing_of_a_portion(store: Store, model: Index
 def test_an_embedding_too_long_for_hnsw_is_refused(store: Store) -> None:
     long = store.add_model("runs/long", "long", 5000)
     refused("4000", store.make_approximate, long, True)
-
-
-def test_deleted_products_are_gone_with_images_and_embeddings(
-    store: Store, model: IndexedModel
-) -> None:
-    rng = np.random.default_rng(1)
-    store.put([product(n, unit(rng, 2), model) for n in range(3)], [model.id])
-    assert store.delete(["p00001", "none"]) == 1
-    assert {image.product for image in store.images()} == {"p00000", "p00002"}
-    assert len(store.vectors(model)[0]) == 4
