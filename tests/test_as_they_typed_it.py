@@ -124,11 +124,9 @@ def test_their_sections_train_as_they_stand(challenge: Path, here: Path) -> None
 @pytest.mark.slow
 def test_their_five_phases_from_the_first_to_the_export(challenge: Path, here: Path) -> None:
     (here / "dataset").mkdir()
-    (here / "dataset/Product10K").symlink_to(here / "Product10K")
-    (here / "dataset/development_test_data").symlink_to(here / "development_test_data")
-    (here / "dataset/images_mean_50k").symlink_to(here / "Amazon-review/images_mean_50k")
-    for table in (here / "Amazon-review").glob("*.csv"):
-        (here / "dataset" / table.name).symlink_to(table)
+    sources = [here / "Product10K", here / "development_test_data"]
+    for source in (*sources, *(here / "Amazon-review").iterdir()):
+        (here / "dataset" / source.name).symlink_to(source)
     for phase in ("arcface_1st", "arcface_2nd", "xbm_1st", "xbm_2nd", "xbm_3st"):
         line = f"python -m visual_search.main_arcface --config config/{phase}.yml --name {phase} "
         small = f"{QUICK} --train.precision no --dataset.input_size 32"
@@ -170,15 +168,11 @@ def test_their_own_folder_from_pictures_to_splits(classes: Path) -> None:
 @pytest.fixture
 def shops(here: Path, classes: Path) -> Path:
     """In-Shop and Products-10K, prepared: tables of the same pictures, half of the classes test."""
+    rows = []
+    for path in sorted(classes.glob("*/*.png")):
+        label = path.parent.name
+        rows.append([f"{label}/{path.name}", label, int(label > "class_3")])
     for name in ("inshop", "products10k"):
-        rows = [
-            [
-                path.relative_to(classes).as_posix(),
-                path.parent.name,
-                int(path.parent.name[-1] > "3"),
-            ]
-            for path in sorted(classes.glob("*/*.png"))
-        ]
         folder = here / "dataset" / name
         shutil.copytree(classes, folder)
         write_csv(folder / "dataset_info.csv", ["file_name", "label", "is_test"], rows)

@@ -7,9 +7,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import LFS_POINTER
@@ -20,8 +20,7 @@ POINTER_BYTES = 1024
 OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 
 
-@dataclass(frozen=True)
-class TreeFile:
+class TreeFile(NamedTuple):
     """One file that would be pushed."""
 
     name: str
@@ -193,10 +192,11 @@ class SubmissionTree:
                 self.git(*options, *checkout, GIT_INDEX_FILE=str(index))
                 index.unlink()
             for file in self.files:
-                target, large = folder / file.name, self.large_file(file)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if large or self.working_tree:
-                    source = large or self.root / file.name
+                target, source = folder / file.name, self.large_file(file)
+                if source is None and self.working_tree:
+                    source = self.root / file.name
+                if source is not None:
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(source, target, follow_symlinks=False)
         except OSError as error:
             raise UserError(f"the submission could not be laid out in {folder}: {error}") from error
