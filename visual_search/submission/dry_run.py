@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 from PIL import Image
 
 from visual_search.common.errors import UserError
@@ -246,7 +247,6 @@ def staged(
 
 def _compare_machine(stage: Stage) -> None:
     """Take the GPU where aicrowd.json asks for it; note what makes the figures other than there."""
-    import psutil
     import torch
 
     notes, limits = stage.notes, stage.limits

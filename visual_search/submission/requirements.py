@@ -6,6 +6,9 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import read_text
 
@@ -17,8 +20,6 @@ def read_requirements(path: Path) -> list[str]:
         UserError: naming file and line of one that pip would not understand, or that names a
             folder of this machine.
     """
-    from packaging.requirements import InvalidRequirement, Requirement
-
     if not path.is_file():
         raise UserError(f"{path} does not exist: the evaluator installs what it lists")
     found = []
@@ -47,9 +48,6 @@ def installed_for(requirements: list[str]) -> tuple[set[str], list[str]]:
         Canonical names of distributions with all that they depend on, by the metadata of what
         is installed here; and the requirements that nothing installed here satisfies.
     """
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     waiting = [(Requirement(text), "") for text in requirements]
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
@@ -82,8 +80,6 @@ def packages_to_hide(requirements: list[str]) -> dict[str, str]:
         The top-level import name, and the distribution it belongs to. A name that also belongs
         to a wanted distribution (a namespace package) is not among them.
     """
-    from packaging.utils import canonicalize_name
-
     # pip and its like are in every environment; the submission brings its own two folders.
     wanted = installed_for(requirements)[0] | {"pip", "setuptools", "wheel"}
     own = ("visual_search", "my_submission")

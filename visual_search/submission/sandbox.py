@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from visual_search.ranking.deadline import LIGHTER
 
 CHILD = Path(__file__).with_name("evaluator_child.py")
@@ -230,8 +232,6 @@ def _watch(child: subprocess.Popen, limits: Limits, stage: Path) -> tuple[str | 
 
 def _memory_of_tree(pid: int) -> int:
     """Bytes resident; pages that several processes share are counted once."""
-    import psutil
-
     try:
         root = psutil.Process(pid)
         children = root.children(recursive=True)
@@ -248,8 +248,6 @@ def _memory_of_tree(pid: int) -> int:
 
 def _end(child: subprocess.Popen) -> None:
     """End the child and all that it started, those with sessions of their own too."""
-    import psutil
-
     with suppress(psutil.Error):
         for process in psutil.Process(child.pid).children(recursive=True):
             with suppress(psutil.Error):
