@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,15 +24,9 @@ from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import TextSearch, load_text_model
 
 TEXTS_SHOWN = 3
-
-
-class EmbeddedTextTask(NamedTuple):
-    """A task as a model sees it."""
-
-    queries: Tensor
-    """`(n_queries, d)`, unit vectors."""
-    gallery: Tensor
-    """`(gallery_size, d)`, the same."""
+Sides = tuple[Tensor, Tensor]
+"""A task as a model sees it: queries `(n_queries, d)` and gallery `(gallery_size, d)`, unit
+vectors."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +73,16 @@ class TextTask(Task):
         of_queries = names, np.array(labels, dtype=object), domains
         return cls(name, config, *of_queries, answers, table, relevance)
 
-    def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedTextTask:
+    def embed(self, run: Path, input_size: int, cache: Path) -> Sides:
         """Embed the texts, and the images where no embeddings of them were kept."""
         search = TextSearch(load_text_model(run, input_size), self.table.items(), cache)
         texts = search.model.encoder.embed_texts(self.relevance.texts)
-        sides = (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
-        return EmbeddedTextTask(*sides)
+        return (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
 
-    def score(self, model: EmbeddedTextTask, steps: Sequence[Step] = ()) -> TaskScores:
+    def score(self, model: Sides, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric but GAP; steps of re-ranking are of images alone and do nothing here."""
         depth = max(MAX_PREDICTIONS, max(len(rows) for rows in self.relevant))
-        ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
+        ranks = top_k(*model, depth)[1].numpy()
         return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None)
 
     @property
@@ -108,7 +101,8 @@ class TextTask(Task):
         row, shown = self._row_of_photo, TEXTS_SHOWN
         if self.asks_with_texts:
             row, shown = self._row_of_text, ANSWERS_SHOWN
-        found = top_k(model.queries[list(queries)], model.gallery, shown)[1].tolist()
+        asked, gallery = model
+        found = top_k(asked[list(queries)], gallery, shown)[1].tolist()
         return [row(*one) for one in zip(queries, headings, found, strict=True)]
 
     def _row_of_text(self, query: int, heading: str, found: list[int]) -> TileRow:
