@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -19,28 +19,34 @@ def draw_groups(
     title: str,
     note: str,
     kind: Literal["right", "query"],
-    groups: Mapping[str, Sequence[tuple[str, str]]],
+    pairs: Iterable[tuple[str, str, str]],
     folder: Path | None = None,
-) -> int:
-    """Write the page, or remove an older one where there is no group; returns the rows drawn.
+) -> tuple[int, int]:
+    """Write the page, or remove an older one where there is no pair.
 
     Args:
         target: the html file.
         title: of the page.
         note: what the first image of a row is.
         kind: its frame.
-        groups: for each such image those like it, each with how near it is, in words.
+        pairs: such an image, one like it, and how near they are in words; in the page's order.
         folder: what the paths are relative to; None takes them as they are.
+
+    Returns:
+        The rows drawn, and all that there are.
     """
     folder = folder or Path()
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for first, other, words in pairs:
+        others = groups.setdefault(first, [])
+        if len(groups) <= MOST_ROWS and len(others) < MOST_IN_A_ROW:
+            others.append((other, words))
     rows = []
     for first, others in list(groups.items())[:MOST_ROWS]:
         tiles = [Tile(ImageItem(folder / first), first, kind)]
-        for name, _ in others[:MOST_IN_A_ROW]:
-            tiles.append(Tile(ImageItem(folder / name), name, "image"))
-        words = "; ".join(words for _, words in others[:MOST_IN_A_ROW])
-        rows.append(TileRow(os.path.basename(first), words, tiles))
+        tiles += [Tile(ImageItem(folder / other), other, "image") for other, _ in others]
+        rows.append(TileRow(os.path.basename(first), "; ".join(w for _, w in others), tiles))
     target.unlink(missing_ok=True)
     if rows:
         write_page(target, title, [Section(notes=[note], rows=rows)], thumbnails)
-    return len(rows)
+    return len(rows), len(groups)

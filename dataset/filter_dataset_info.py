@@ -159,14 +159,18 @@ def _draw(file: Path, removed: pd.DataFrame) -> None:
 
     copies = removed[removed["duplicate_of"] != ""]
     copies = copies.sort_values("distance", ascending=False, kind="stable")
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, kept, bits in copies[["file_name", "duplicate_of", "distance"]].to_numpy():
-        groups.setdefault(kept, []).append((name, f"{bits} bits"))
+    pairs = copies[["duplicate_of", "file_name", "distance"]].itertuples(index=False, name=None)
     target = file.with_name(f"{file.stem}_duplicates.html")
     note = "Green: it stays. Beside it what is left out, and in how many bits it differs."
-    title = f"Near-duplicates in {file.name}"
-    drawn = draw_groups(target, title, note, "right", groups, file.parent)
-    print(f"{target}: {drawn} of {len(groups)} groups drawn" if groups else "no group to draw")
+    drawn, groups = draw_groups(
+        target,
+        f"Near-duplicates in {file.name}",
+        note,
+        "right",
+        ((kept, name, f"{bits} bits") for kept, name, bits in pairs),
+        file.parent,
+    )
+    print(f"{target}: {drawn} of {groups} groups drawn" if groups else "no group to draw")
 
 
 if __name__ == "__main__":

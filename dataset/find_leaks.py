@@ -17,7 +17,7 @@ from visual_search.common.ranges import real_number, whole_number
 if TYPE_CHECKING:
     import numpy as np
 
-    from visual_search.data.leaks import Cosines
+    from visual_search.data.leaks import Cosines, Leak
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -136,14 +136,10 @@ def main() -> None:
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
     write_csv(folder / "leaks.csv", pd.DataFrame(found, columns=Leak._fields))
-    like: dict[str, list[tuple[str, str]]] = {}
-    for leak in found:
-        words = f"{leak.distance} bits"
-        words += "" if leak.cosine is None else f", cosine {leak.cosine:.3f}"
-        like.setdefault(leak.test_photo, []).append((leak.train_photo, words))
+    pairs = ((leak.test_photo, leak.train_photo, _nearness(leak)) for leak in found)
     title = "Images that training and evaluation share"
     note = "Blue: an image that is judged on. Beside it the training images like it."
-    drawn = draw_groups(folder / "leaks.html", title, note, "query", like)
+    drawn, _ = draw_groups(folder / "leaks.html", title, note, "query", pairs)
     if drawn:
         print(
             f"{folder / 'leaks.csv'}, {folder / 'leaks.html'} ({drawn} images drawn); next: "
@@ -151,6 +147,11 @@ def main() -> None:
         )
     else:
         print(f"{folder / 'leaks.csv'}: no leak; next: python -m visual_search.main_arcface --help")
+
+
+def _nearness(leak: Leak) -> str:
+    cosine = "" if leak.cosine is None else f", cosine {leak.cosine:.3f}"
+    return f"{leak.distance} bits{cosine}"
 
 
 def _advice(confirmed: Sequence[bool | None]) -> str:

@@ -149,8 +149,15 @@ def test_where_there_is_no_duplicate_or_no_image(
 
 
 def test_of_many_groups_some_are_drawn(tmp_path: Path) -> None:
-    groups = {str(i): [("a.png", "1 bits")] for i in range(130)}
-    assert draw_groups(tmp_path / "a.html", "", "", "right", groups, tmp_path) == 120
+    draw_product(1, 1).save(tmp_path / "a.png")
+    pairs = [(str(i), "a.png", f"{bits} bits") for i in range(130) for bits in range(10)]
+    page = tmp_path / "a.html"
+    assert draw_groups(page, "", "", "right", pairs, tmp_path) == (120, 130)
+    assert [len(row) for row in Page(page.read_text()).rows] == [9] * 120
+    assert "7 bits" in page.read_text()
+    assert "8 bits" not in page.read_text()
+    assert draw_groups(page, "", "", "right", [], tmp_path) == (0, 0)
+    assert not page.exists()
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
