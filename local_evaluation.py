@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEMO_FOLDER = Path("dataset/demo/development_test_data")
 PUBLIC_FOLDER = Path("public_dataset")
+TIMED = ("embedding", "ranking", "reranking")
+"""Of the ranker's log; the search behind re-ranking counts as re-ranking."""
 
 
 def main() -> None:
@@ -55,8 +57,7 @@ def main() -> None:
         "queries_without_match": dev_set.unmatched,
         "gallery": gallery,
         "data_folder": str(folder),
-        "embedding_seconds": log.get("seconds", {}).get("embedding"),
-        "ranking_seconds": log.get("seconds", {}).get("ranking"),
+        **{f"{name}_seconds": log.get("seconds", {}).get(name) for name in TIMED},
         "problems": log.get("problems", []),
         "clock": log.get("clock"),
         **({"rehearsal": rehearsal.facts} if rehearsal else {}),
