@@ -301,9 +301,7 @@ def write_grid(study: optuna.Study, space: Space, folder: Path) -> str:
     if key == "dataset.max_classes":
         files = [folder / "trials" / _run_name(trial) / "classes.json" for trial in trials]
         frame[key] = [len(read_json(file)) for file in files]
-    line = frame[others[0]] if others else frame[key].map(lambda _: "mAP")
-    groups = frame["mAP"].groupby([frame[key], line.rename("")])
-    cells = pd.DataFrame(groups.agg(["mean", "std"]).unstack())
+    cells = frame.pivot_table("mAP", key, others[:1], ["mean", "std"], dropna=False)
     means, spreads = pd.DataFrame(cells["mean"]), pd.DataFrame(cells["std"])
     heads = [f"{others[0]} {name}" if others else name for name in means.columns]
     means.columns = spreads.columns = pd.Index(heads)

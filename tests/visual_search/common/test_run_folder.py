@@ -182,7 +182,7 @@ def test_killed_while_it_saves_one_whole_state_remains(tmp_path: Path) -> None:
         return load_state(place, ALONE)
 
     def work() -> None:  # at the end of an epoch a step may be saved a second time
-        for n, step in enumerate((5, 5, 5, 6), 1):
+        for n, step in enumerate((5, 5, 6), 1):
             save_state(tmp_path, step, {"n": n}, {"x": [torch.ones(2) * n, "a"]}, ALONE)
 
     assert newest_state(tmp_path) is None
@@ -190,8 +190,8 @@ def test_killed_while_it_saves_one_whole_state_remains(tmp_path: Path) -> None:
     for _ in killed_at_each_change(work):
         newest()
     common, own = newest()
-    assert common == {"n": 4}
-    assert torch.equal(own["x"][0], torch.ones(2) * 4)
+    assert common == {"n": 3}
+    assert torch.equal(own["x"][0], torch.ones(2) * 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
