@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -40,6 +41,11 @@ NEEDS = {
 }
 
 
+@cache
+def imports_of(file: Path) -> list[str]:
+    return [*imported(ast.parse(file.read_text("utf-8")).body)]
+
+
 def imported(statements: Iterable[ast.stmt]) -> Iterator[str]:
     """What a module needs to be imported; what its functions import comes later."""
     for node in statements:
@@ -67,7 +73,7 @@ def packages_behind(modules: Iterable[str], project: Path) -> set[str]:
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if name not in seen and file.is_file():
             seen.add(name)
-            queue += imported(ast.parse(file.read_text("utf-8")).body)
+            queue += imports_of(file)
         elif not (project / name.partition(".")[0]).is_dir():
             found.add(name.partition(".")[0])
     return found - sys.stdlib_module_names
