@@ -11,42 +11,32 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visual_search.common.errors import UserError
-from visual_search.config import OptimConfig, PhaseConfig
+from visual_search.config import OptimConfig
 from visual_search.model.averaging import ExponentialAverage
 from visual_search.model.freezing import layer_depths
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from visual_search.text.config import ClipConfig
+    from visual_search.phase import Phase
 
 
 class OptimizerState:
     """Optimiser, schedule and moving average of a run; what each holds is saved with the run."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        config: PhaseConfig | ClipConfig,
-        learner: Any,
-        total_steps: int,
-    ) -> None:
+    def __init__(self, phase: Phase, total_steps: int) -> None:
         """
         Args:
-            accelerator: precision and processes.
-            config: of the phase.
-            learner: on its device; what of its backbone is frozen now is never trained.
+            phase: its learner on its device; what of the backbone is frozen now is never trained.
             total_steps: optimiser steps of the whole run.
         """
-        self.accelerator, self.config = accelerator, config
-        optim, backbone, head = config.optim, learner.embedder.backbone, learner.head
+        self.accelerator, self.config, learner = phase.processes, phase.config, phase.learner
+        optim, backbone, head = self.config.optim, learner.embedder.backbone, learner.head
         others = [learner.embedder.neck, head, learner.pairs]
         groups = parameter_groups(backbone, [part for part in others if part is not None], optim)
-        self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(optim, groups))
+        self.optimizer: Any = self.accelerator.prepare_optimizer(build_optimizer(optim, groups))
         self.rows = None if head is None else head.row_optimizer(optim)
         """Of the sampled class matrix, where there is one."""
         self.schedule = Schedule(self.optimizer, optim, total_steps)
-        decay = config.train.ema_decay
+        decay = self.config.train.ema_decay
         self.average = ExponentialAverage(learner.embedder, decay) if decay else None
 
     def set_rates(self, step: int) -> None:

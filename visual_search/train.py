@@ -39,7 +39,6 @@ from visual_search.common.run_folder import (
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
 from visual_search.evaluation.identity import keep_identity
-from visual_search.model.averaging import WeightSoup
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase
@@ -174,18 +173,16 @@ class Trainer:
 
     def _build(self) -> None:
         """Optimiser, schedule, averages and what else moves while the model is trained."""
-        config, device = self.config, self.accelerator.device
-        train, learner = config.train, self.phase.learner.to(device)
+        train, device = self.config.train, self.accelerator.device
+        learner = self.phase.learner.to(device)
         if train.sync_batchnorm:
             nn.SyncBatchNorm.convert_sync_batchnorm(learner)
         if train.compile:
             learner.compile_features()
-        self.optim = OptimizerState(self.accelerator, config, learner, self.total)
+        self.optim = OptimizerState(self.phase, self.total)
         self.trained = [p for p in learner.embedder.backbone.parameters() if p.requires_grad]
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
-        soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
-        average = self.optim.average
-        self.validator = self.phase.validator(self.phase, self.run, device, average, soup)
+        self.validator = self.phase.validator(self.phase, self.run, self.optim.average)
         if self.is_main_process:
             write_environment(self.run.path, device, self.accelerator.num_processes)
 

@@ -16,6 +16,7 @@ from visual_search.common.environment import environment_in_words, environment_o
 from visual_search.common.run_folder import RunFolder
 from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set, see_dev_set
 from visual_search.evaluation.report import write_report
+from visual_search.model.averaging import WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
 from visual_search.ranking.embed import embed_images, mean_of_units
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from visual_search.common.model_config import EmbedSettings
     from visual_search.config import TrainConfig
     from visual_search.data.datasets import LabelledImages
-    from visual_search.model.averaging import ExponentialAverage, WeightSoup
+    from visual_search.model.averaging import ExponentialAverage
     from visual_search.model.embedder import Embedder
     from visual_search.phase import ImagePhase, Phase
 
@@ -34,23 +35,18 @@ class BestCheckpoint(ABC):
     """Scores the model now and then, whatever it is scored by; keeps the last and the best."""
 
     def __init__(
-        self,
-        phase: Phase,
-        run: RunFolder,
-        device: torch.device,
-        average: ExponentialAverage | None = None,
-        soup: WeightSoup | None = None,
+        self, phase: Phase, run: RunFolder, average: ExponentialAverage | None = None
     ) -> None:
         """
         Args:
             phase: what is trained.
             run: where checkpoints and scores go.
-            device: where the model is.
             average: of the weights; where there is one, it is what is scored and kept.
-            soup: collects the weights of the last validations; tried at the end.
         """
-        self.phase, self.run, self.device = phase, run, device
-        self.average, self.soup = average, soup
+        self.phase, self.run, self.device, self.average = phase, run, phase.device, average
+        last = phase.config.train.soup_last
+        self.soup = WeightSoup(last, run.path / "soup") if last else None
+        """Of the last validations' weights; tried at the end."""
         self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
         self.stale = 0
         """Validations since the best one."""
