@@ -1,6 +1,5 @@
 """Runs whose data changed: what goes on, what is trained anew, what is refused, what is said."""
 
-import csv
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import pytest
 from accelerate import Accelerator
 
 from tests.commands import inside, refused, stopped, told
-from tests.conftest import draw_product, read_phase, write_csv, write_yaml
+from tests.conftest import csv_rows, draw_product, read_phase, write_csv, write_yaml
 from visual_search import main_arcface, main_phases, main_tune, phase_chain
 from visual_search.common.run_folder import RunFolder
 from visual_search.config import PhaseConfig
@@ -31,30 +30,24 @@ from visual_search.train import Trainer, train_phase
 Names = tuple[str, ...]
 PhaseOf = Callable[..., PhaseConfig]
 TRAINED: Names = ("a", "b", "c", "d")
+OTHERS: Names = ("e", "f", "g", "h")
 
 
-def add_rows(table: Path, names: Names, images: range) -> None:
-    """Images and rows of products, by name; the file is made where there is none."""
-    rows = []
-    for name in names:
-        for number in images:
-            file = table.parent / f"{name}_{number}.png"
-            draw_product(sum(name.encode()), number, 32).save(file)
-            rows.append([file.name, name])
-    if not table.exists():
-        write_csv(table, ["file_name", "label"], rows)
-    else:
-        with table.open("a", newline="") as handle:
-            csv.writer(handle).writerows(rows)
+def write_table(folder: Path, names: Names) -> Path:
+    """Three images of each product, and the table of them."""
+    rows = [(f"{name}_{number}.png", name) for name in names for number in range(3)]
+    for file, name in rows:
+        draw_product(sum(name.encode()), int(file[-5]), 32).save(folder / file)
+    return write_csv(folder / "table.csv", ["file_name", "label"], rows)
 
 
 @pytest.fixture
 def config(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
     """A phase on one table of four classes."""
-    add_rows(tmp_path / "table.csv", TRAINED, range(3))
+    table = write_table(tmp_path, TRAINED)
     values = {**small_phase, "train": {"epochs": 2, "save_steps": 1}}
     values["dataset"]["product10k"] = {"use": False}
-    values["dataset"] |= {"tables": [{"file": str(tmp_path / "table.csv")}], "batch_size": 4}
+    values["dataset"] |= {"tables": [{"file": str(table)}], "batch_size": 4}
     values["optim"] = {"warmup_steps": 1}
     return write_yaml(tmp_path / "phase.yml", values)
 
@@ -82,7 +75,7 @@ def killed(config: Path) -> Path:
 
 
 def double(folder: Path) -> None:
-    add_rows(folder / "table.csv", ("e", "f", "g", "h"), range(3))
+    write_table(folder, (*TRAINED, *OTHERS))
 
 
 def rename_a_class(folder: Path) -> None:
@@ -196,9 +189,8 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 @pytest.fixture
 def folds(tmp_path: Path, small_phase: dict[str, Any]) -> PhaseOf:
     """A phase on one fold of two, by whole classes, which the other fold judges."""
-    add_rows(tmp_path / "table.csv", (*TRAINED, "e", "f", "g", "h"), range(3))
-    listed = (tmp_path / "table.csv").read_text().splitlines()
-    rows = [[*line.split(","), int(line[-1] in TRAINED)] for line in listed[1:]]
+    listed = csv_rows(write_table(tmp_path, (*TRAINED, *OTHERS)))
+    rows = [[*row.values(), int(row["label"] in TRAINED)] for row in listed]
     table = str(write_csv(tmp_path / "folds.csv", ["file_name", "label", "fold"], rows))
 
     def phase(fold: int, **options: Any) -> PhaseConfig:
@@ -250,7 +242,7 @@ def test_what_earlier_models_were_trained_on_counts(
     description = tmp_path / "second" / "best" / "model.json"
     values = json.loads(description.read_text())
     description.write_text(json.dumps({**values, "data": phase.data.of_a_model()}))
-    (tmp_path / "second" / "classes.json").write_text(json.dumps(list("efgh")))
+    (tmp_path / "second" / "classes.json").write_text(json.dumps(OTHERS))
     third = ImagePhase(folds(1, pretrain_model=second), Accelerator())
     assert f"{said} (4 of them in that of {first})" in third.describe("x")
     assert leak in third.data.leak_words()
