@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 
 from tests.commands import refused
 from visual_search.config import BackboneConfig, EmbedSettings
-from visual_search.data.dev_sets import DevSet, read_dev_set
+from visual_search.data.dev_sets import read_dev_set
 from visual_search.evaluation.dev_set import (
     embed_dev_set,
     evaluate_embeddings,
@@ -20,34 +19,16 @@ from visual_search.model.embedder import build_embedder
 from visual_search.model.projections import Whitening
 
 
-def in_training(dev_set: DevSet, folder: Path) -> None:
-    embedder, _ = broken_model()
-    evaluate_on_dev_set(embedder, dev_set, 32, device=torch.device("cpu"))
-
-
-def of_cached_features(dev_set: DevSet, folder: Path) -> None:
-    gallery = torch.full((len(dev_set.gallery), 4), torch.nan)
-    evaluate_embeddings(dev_set, gallery, gallery)
-
-
-def of_a_run(dev_set: DevSet, folder: Path) -> None:
-    embedder, architecture = broken_model()
-    save_checkpoint(folder / "best", architecture, embedder.state_dict(), {}, {})
-    embed_dev_set(folder, dev_set, 32, folder / "cache")
-
-
-def broken_model() -> tuple:
+def test_a_broken_model_has_no_score(dev_folder: Path, tmp_path: Path) -> None:
+    dev_set, device = read_dev_set(dev_folder), torch.device("cpu")
     embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     next(embedder.parameters()).data.fill_(torch.nan)
-    return embedder.eval(), architecture
-
-
-@pytest.mark.parametrize("way", [in_training, of_cached_features, of_a_run])
-def test_a_broken_model_has_no_score(
-    way: Callable[[DevSet, Path], None], dev_folder: Path, tmp_path: Path
-) -> None:
+    save_checkpoint(tmp_path / "best", architecture, embedder.state_dict(), {}, {})
+    gallery = torch.full((len(dev_set.gallery), 4), torch.nan)
     words = r"model is broken: .* (10 of 10|20 of 20) images"
-    refused(words, way, read_dev_set(dev_folder), tmp_path)
+    refused(words, evaluate_on_dev_set, embedder.eval(), dev_set, 32, device=device)
+    refused(words, evaluate_embeddings, dev_set, gallery, gallery)
+    refused(words, embed_dev_set, tmp_path, dev_set, 32, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("within", [False, True])
