@@ -43,8 +43,11 @@ def test_more_images_than_columns_are_not_capped_at_1000() -> None:
     gallery = np.zeros(1500, dtype=np.int64)
     ranks = np.arange(1500)[None]
     assert average_precision(ranks, gallery, np.array([0])) == pytest.approx([1000 / 1500])
-    scores = per_query(hits_of_ranks(ranks, gallery, np.array([0])))
-    assert (scores[["MAP@R", "R-precision", "mP@5"]] == 1).all(axis=None)
+    ranks = np.concatenate([ranks, ranks])
+    ranks[1, 3] = 1500  # names none
+    scores = per_query(hits_of_ranks(ranks, gallery, np.array([0, 0])))
+    assert (scores.loc[0, ["MAP@R", "R-precision", "mP@5"]] == 1).all()
+    assert scores.loc[1, ["R-precision", "mP@5"]].tolist() == [1499 / 1500, 4 / 5]
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,8 +19,9 @@ from visual_search.evaluation.rerank_tuning import (
 )
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.ranking.export import exported_steps
+from visual_search.ranking.k_reciprocal import KReciprocal
 from visual_search.ranking.rerank import describe_steps, parse_steps, rank
-from visual_search.ranking.rerank_steps import Center
+from visual_search.ranking.rerank_steps import PCA, Center, Power
 
 
 @pytest.fixture
@@ -66,6 +67,15 @@ def test_the_choice_mends_what_is_wrong_and_nothing_else(
     assert any(isinstance(step, Center) and step.scope in ("sides", "joint") for step in steps)
     assert one.score(steps).mean() > one.score(()).mean()
     assert other.score(steps).mean() > 1.1 * other.score(()).mean()
+
+
+def test_each_place_is_searched_with_the_others_held() -> None:
+    wanted = (Power(0.7), Center("sides"), PCA(128, 0.5), KReciprocal(20, 6, 0.3))
+
+    def score(steps: tuple[object, ...]) -> np.ndarray:
+        return np.full(60, sum(step in steps for step in wanted) / 4 - len(steps) / 100)
+
+    assert choose(score, np.arange(60)) == wanted
 
 
 def test_what_beats_plain_on_the_other_half_is_written(
