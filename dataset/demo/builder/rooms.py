@@ -23,19 +23,19 @@ class Room:
     background: tuple[float, float, float]
 
 
-def _plane_source(origin: Corner, along: Corner, across: Corner) -> vtk.vtkPlaneSource:
+def _parallelogram(origin: Corner, along: Corner, across: Corner) -> vtk.vtkPolyData:
     source = vtk.vtkPlaneSource()
     source.SetOrigin(*origin)
     source.SetPoint1(*np.add(origin, along))
     source.SetPoint2(*np.add(origin, across))
     source.Update()
-    return source
+    return source.GetOutput()
 
 
 def _plane(origin: Corner, along: Corner, across: Corner, surface: Surface) -> vtk.vtkActor:
     """A tiled parallelogram: origin and its two edge vectors in cm."""
     mapping = vtk.vtkTransformTextureCoords()
-    mapping.SetInputConnection(_plane_source(origin, along, across).GetOutputPort())
+    mapping.SetInputData(_parallelogram(origin, along, across))
     mapping.SetScale(*(np.linalg.norm([along, across], axis=1) / surface.width_cm), 1)
     mapping.SetOrigin(0, 0, 0)
     mapping.Update()
@@ -71,7 +71,7 @@ def _slab(
 def plain_floor(side: float) -> vtk.vtkActor:
     """A white floor of side cm round the origin, at height 0."""
     corner = (-side / 2, 0, side / 2)
-    actor = shaded(_plane_source(corner, (side, 0, 0), (0, 0, -side)).GetOutput(), 0.0, 25)
+    actor = shaded(_parallelogram(corner, (side, 0, 0), (0, 0, -side)), 0.0, 25)
     actor.GetProperty().SetColor(1, 1, 1)
     return actor
 
