@@ -42,26 +42,20 @@ class RowTable(nn.Module):
         # Buffers: a main optimiser that asks for the parameters must not find them.
         self.register_buffer("weight", weight)
         self.register_buffer("step", torch.tensor(0))
-        self.rows: Tensor | None = None
         self.gradient: Tensor | None = None
+        """`(rows, d)`, sparse: of the rows that have any."""
 
     def add_gradient(self, rows: Tensor, gradient: Tensor) -> None:
         """Add to what earlier backward passes brought since the last update.
 
         Args:
             rows: `(R,)`, int64, rising; numbers of own rows.
-            gradient: `(R, d)`; kept, not copied.
+            gradient: `(R, d)`.
         """
-        if self.rows is None or self.gradient is None:
-            self.rows, self.gradient = rows, gradient
-        elif torch.equal(self.rows, rows):
-            self.gradient += gradient
-        else:
-            union = torch.cat([self.rows, rows]).unique()
-            together = gradient.new_zeros(len(union), gradient.shape[1])
-            together.index_copy_(0, torch.searchsorted(union, self.rows), self.gradient)
-            together.index_add_(0, torch.searchsorted(union, rows), gradient)
-            self.rows, self.gradient = union, together
+        new = torch.sparse_coo_tensor(
+            rows[None], gradient, self.weight.shape, is_coalesced=True, check_invariants=False
+        )
+        self.gradient = new if self.gradient is None else (self.gradient + new).coalesce()
 
 
 class RowOptimizer:
@@ -109,14 +103,13 @@ class RowOptimizer:
         table.step += 1
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.table.rows is not None and self.table.gradient is not None:
-            yield from zip(
-                self.table.rows.split(_BLOCK), self.table.gradient.split(_BLOCK), strict=True
-            )
+        if (gradient := self.table.gradient) is not None:
+            rows, values = gradient.indices()[0], gradient.values()
+            yield from zip(rows.split(_BLOCK), values.split(_BLOCK), strict=True)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        self.table.rows = self.table.gradient = None
+        self.table.gradient = None
 
     def grad_norm_squared(self) -> Tensor:
         """Sum of squares of the gradients of all processes, a scalar; all have to call it."""
@@ -128,7 +121,7 @@ class RowOptimizer:
     def scale_grad_(self, factor: float | Tensor) -> None:
         """Multiply the gradients, for clipping or for undoing a loss scale."""
         if self.table.gradient is not None:
-            self.table.gradient *= factor
+            self.table.gradient.values().mul_(factor)
 
     def state_dict(self) -> dict[str, Tensor]:
         """This process's state, for the same number of processes."""

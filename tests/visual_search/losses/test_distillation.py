@@ -36,16 +36,7 @@ def test_a_perfect_student_has_nothing_to_learn(kind: str) -> None:
     assert teacher.grad is None
 
 
-def test_relational_takes_any_width_and_any_turn_of_the_space() -> None:
-    generator = torch.Generator().manual_seed(0)
-    student = F.normalize(torch.randn(6, 3, generator=generator), dim=1)
-    turn, _ = torch.linalg.qr(torch.randn(8, 3, generator=generator))
-    turned = distillation_loss("relational", student, student @ turn.T)
-    assert float(turned) == pytest.approx(0.0, abs=1e-6)
-    assert float(distillation_loss("relational", student[:1], student[:1])) == 0.0
-
-
-def test_relational_equals_the_naive_loop() -> None:
+def test_relational_equals_the_naive_loop_at_any_widths() -> None:
     generator = torch.Generator().manual_seed(1)
     student = F.normalize(torch.randn(5, 3, generator=generator), dim=1)
     teacher = F.normalize(torch.randn(5, 7, generator=generator), dim=1)
@@ -56,6 +47,7 @@ def test_relational_equals_the_naive_loop() -> None:
                 gap = abs(float(student[i] @ student[j] - teacher[i] @ teacher[j]))
                 costs.append(gap**2 / 2 if gap < 1 else gap - 0.5)
     expected = sum(costs) / len(costs)
+    assert float(distillation_loss("relational", student[:1], teacher[:1])) == 0.0
     assert float(distillation_loss("relational", student, teacher)) == pytest.approx(expected)
 
 
