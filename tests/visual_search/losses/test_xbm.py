@@ -20,14 +20,6 @@ def batch_of(step: int, size: int = 4, classes: int = 3, dimension: int = 5) -> 
     return Samples(F.normalize(rows, dim=1), labels, ids)
 
 
-def stacked(batches: list[Samples]) -> Samples:
-    return Samples(
-        torch.cat([batch.embeddings for batch in batches]),
-        torch.cat([batch.labels for batch in batches]),
-        torch.cat([batch.ids for batch in batches]),
-    )
-
-
 @pytest.mark.parametrize("size", [1, 3, 4, 10, 64])
 def test_memory_holds_the_newest(size: int) -> None:
     memory = CrossBatchMemory(size, 1)
@@ -58,15 +50,14 @@ def test_every_step_equals_the_naive_one(name: Any, size: int) -> None:
         now = Samples(theirs, batch.labels, batch.ids)
         expected = naive_pair_loss(name, now, now)
         if size and step >= 2:
-            past = stacked(earlier)
-            newest = Samples(past.embeddings[-size:], past.labels[-size:], past.ids[-size:])
+            names = ("embeddings", "labels", "ids")
+            past = (torch.cat([getattr(old, name) for old in earlier])[-size:] for name in names)
+            newest = Samples(*past)
             expected = expected + 0.7 * naive_pair_loss(name, now, newest)
         assert value.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6), step
         value.backward()
         expected.backward()
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        assert ours.grad.allclose(theirs.grad, atol=1e-5)
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
         earlier.append(batch)
 
 
