@@ -157,6 +157,12 @@ def test_elastic_margins_are_drawn_in_training_and_plus_gives_far_rows_the_large
     torch.manual_seed(0)
     assert torch.equal(plain, torch.randn(4000) * 0.1)
     assert torch.equal(plus, plain.sort().values)
+    (embeddings, labels), head = batch(), make("elasticface-cos", elastic_std=0.1)
+    torch.manual_seed(0)
+    losses = head(embeddings, labels)
+    torch.manual_seed(0)
+    drawn = M + 0.1 * torch.randn(ROWS, 1, dtype=torch.float64)
+    torch.testing.assert_close(losses, naive_losses(head, embeddings, labels, drawn))
 
 
 def test_curricular_pace_is_the_running_mean_of_target_cosines() -> None:
