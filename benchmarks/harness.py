@@ -84,11 +84,14 @@ def alternating_medians(
 ) -> list[float]:
     """Median seconds of each call, run in turns so that all meet the same weather.
 
-    Each returns when its work is done: on a GPU it has to wait for that.
+    Another one begins each round, or one of them would always follow the heaviest. Each returns
+    when its work is done: on a GPU it has to wait for that.
     """
     seconds: list[list[float]] = [[] for _ in calls]
+    turns = list(zip(calls, seconds, strict=True))
     for number in range(warm_up + repeats):
-        for call, taken in zip(calls, seconds, strict=True):
+        first = number % len(turns)
+        for call, taken in turns[first:] + turns[:first]:
             start = time.perf_counter()
             call()
             if number >= warm_up:
