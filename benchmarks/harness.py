@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -84,14 +85,13 @@ def alternating_medians(
 ) -> list[float]:
     """Median seconds of each call, run in turns so that all meet the same weather.
 
-    Another one begins each round, or one of them would always follow the heaviest. Each returns
+    In another order each round, or one of them would always follow the heaviest. Each returns
     when its work is done: on a GPU it has to wait for that.
     """
     seconds: list[list[float]] = [[] for _ in calls]
-    turns = list(zip(calls, seconds, strict=True))
+    turns, orders = list(zip(calls, seconds, strict=True)), random.Random(0)
     for number in range(warm_up + repeats):
-        first = number % len(turns)
-        for call, taken in turns[first:] + turns[:first]:
+        for call, taken in orders.sample(turns, len(turns)):
             start = time.perf_counter()
             call()
             if number >= warm_up:
