@@ -19,11 +19,13 @@ from typing import NoReturn
 import jsonargparse
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.commands import inside, told
 from tests.conftest import PROJECT, export_tiny, write_dev_folder
 from tests.dataset import layouts
+from visual_search.data import image_files, images
+from visual_search.serve import guard
 
 PAGES = sorted(
     page.relative_to(PROJECT).as_posix()
@@ -220,3 +222,27 @@ def test_links_lead_somewhere(page: str) -> None:
             heads = re.findall(r"^#+ (.+)$", place.read_text("utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, f"{page} links to {target}"
+
+
+SERVICE = guard.Limits()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        ("bytes of a file", f"{image_files.MAX_FILE_BYTES >> 20} MiB"),
+        ("a side", f"{image_files.MAX_SIDE:,} pixels"),
+        ("pixels decoded", f"{image_files.MAX_DECODED_PIXELS / 1e6:g} million"),
+        ("pixels of a progressive JPEG", f"{image_files.MAX_PROGRESSIVE_PIXELS / 1e6:g} million"),
+        ("scans of a progressive JPEG", f"{images.MAX_SCANS}"),
+        ("pixels a byte of a JPEG", f"{image_files.MAX_PIXELS_A_BYTE}"),
+        ("colour profile or text of a PNG", f"{PngImagePlugin.MAX_TEXT_CHUNK >> 20} MiB"),
+        ("seconds of a request", f"{SERVICE.seconds:g}, its upload included"),
+        ("requests at a time, queries that wait", f"{SERVICE.at_once} each"),
+        ("searches a second of a client", f"{SERVICE.rate:g}, {SERVICE.burst} at once"),
+    ],
+)
+def test_the_limits_that_security_tells_are_those_of_the_code(limit: str, value: str) -> None:
+    rows = (PROJECT / "docs/SECURITY.md").read_text("utf-8").splitlines()
+    (row,) = [row for row in rows if row.startswith(f"| {limit} |")]
+    assert row.split(" | ")[1].startswith(value)
