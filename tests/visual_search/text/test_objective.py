@@ -112,6 +112,18 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
             torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-3)
 
 
+def test_running_statistics_see_each_chunk_once() -> None:
+    made, plain = learner(chunk=4).train(), learner().train()
+    images = batch(made.embedder)["images"]
+    made(**batch(made.embedder)).backward()
+    with torch.no_grad():
+        for part in images.split(4):
+            plain.embedder.features(part)
+    for name, buffer in plain.embedder.visual.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(made.embedder.visual.get_buffer(name), buffer)
+
+
 def test_the_cluster_classifier_has_its_share() -> None:
     made = learner(clusters=3).eval()
     torch.nn.init.normal_(made.embedder.neck["text"].classifier.weight)  # type: ignore[union-attr, arg-type]
