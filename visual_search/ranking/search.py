@@ -112,20 +112,22 @@ def _with_copies(scores: Tensor, rows: Tensor, group: Tensor, k: int) -> tuple[T
     alone = ~copied
     if alone.any():
         best[alone], found[alone] = scores[alone, :width], members[starts[rows[alone, :width]]]
-    for query in copied.nonzero().flatten().tolist():
-        score, row = scores[query], rows[query]
+    for some in copied.nonzero().flatten().split(BLOCK_QUERIES) if copied.any() else ():
+        score, counts = scores[some], sizes[rows[some]]
         # Of what has the score of the last place, all copies; of the rest as many as there are.
-        counts = sizes[row]
-        needed = int((counts.cumsum(0) < width).sum())
-        kept = score >= score[needed]
-        row, counts = row[kept], counts[kept]
+        needed = (counts.cumsum(1) < width).sum(dim=1, keepdim=True)
+        kept = score >= score.gather(1, needed)
+        query, counts = kept.nonzero()[:, 0].repeat_interleave(counts[kept]), counts[kept]
+        place = torch.arange(len(query), device=query.device)
         before = counts.cumsum(0) - counts
-        within = torch.arange(int(counts.sum()), device=row.device)
-        every = members[(starts[row] - before).repeat_interleave(counts) + within]
-        its_score = score[kept].repeat_interleave(counts)
-        by_row = every.argsort()
-        order = by_row[its_score[by_row].argsort(descending=True, stable=True)][:width]
-        best[query], found[query] = its_score[order], every[order]
+        copies = members[(starts[rows[some][kept]] - before).repeat_interleave(counts) + place]
+        column = place - torch.searchsorted(query, query)
+        every = score.new_full((len(some), int(column.max()) + 1), -torch.inf)
+        every_row = torch.full_like(every, len(group), dtype=torch.long)
+        every[query, column] = score[kept].repeat_interleave(counts)
+        every_row[query, column] = copies
+        order_ties(every, every_row)
+        best[some], found[some] = every[:, :width], every_row[:, :width]
     return best, found
 
 
