@@ -10,9 +10,9 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import current_thread, main_thread
 from typing import Any
 
 
@@ -72,8 +72,32 @@ def run_command(main: Callable[[], None]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # At the end all goes at once; to look through what torch has loaded for garbage takes a second.
     atexit.register(gc.freeze)
-    with unfailing_output(), _clean_end():
-        _run(main)
+    status: object = None  # of an error that is the kit's, whose traceback Python shows
+    with unfailing_output():
+        try:
+            with _clean_end():
+                _run(main)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+            raise
+        finally:
+            if main.__module__ == "__main__":
+                _end_beside_threads(status)
+
+
+def _end_beside_threads(status: object) -> None:
+    """End the process where threads are at work that nobody waits for.
+
+    Before Python 3.14, its own way aborts the whole process at a thread that is in torch.
+    """
+    left = [thread for thread in threading.enumerate() if type(thread) is threading.Thread]
+    if isinstance(status, int) and any(thread.daemon for thread in left):
+        threading._shutdown()  # type: ignore[attr-defined] # waits for all others
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 @contextmanager
@@ -89,7 +113,7 @@ def _clean_end() -> Iterator[None]:
             os._exit(128 + number)
         sys.exit(128 + number)
 
-    sets = before is signal.SIG_DFL and current_thread() is main_thread()
+    sets = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
     if sets:
         signal.signal(signal.SIGTERM, terminated)
     try:

@@ -62,6 +62,36 @@ def test_it_prints_and_ends_as_if_started_anew(folder: Path, end: str, way: list
         assert ("said at the end" in forked.stderr) == ("said" in end)
 
 
+BUSY = """
+import os, signal, threading, time, torch
+from visual_search.common.errors import UserError, run_command
+def work():
+    layer, pixels = torch.nn.Conv2d(3, 16, 3), torch.rand(2, 3, 64, 64)
+    while True:
+        layer(pixels)
+def main():
+    for _ in range(2):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.2)
+    print("at work")
+    {end}
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("pass", 0),
+        ("raise UserError('a fault')", 2),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 143),
+    ],
+)
+def test_threads_in_a_model_do_not_spoil_the_end(folder: Path, end: str, status: int) -> None:
+    done = started(folder, "-c", BUSY.format(end=end))
+    assert (done.stdout, done.returncode) == ("at work\n", status), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a subprocess")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("driver", [["driver.py"], ["driver.py", "driver.py"]])
