@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # uv, where it is on the path, installs in a fraction of pip's time. Where packages come from an
-# index that pip alone is set up for, uv finds none, and pip takes its place. As pip does, it
-# compiles what it installs: where PYTHONDONTWRITEBYTECODE is set, each process would do so anew.
+# index that pip alone is set up for, uv finds none, and pip takes its place. It compiles all that
+# it installs only where PYTHONDONTWRITEBYTECODE is set, and each process would do so anew.
 UV := $(shell command -v uv 2>/dev/null)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 WHAT = --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
@@ -78,6 +78,6 @@ $(VENV)/.made:
 # What the tests install serves the demos too.
 $(VENV)/.%: pyproject.toml requirements.txt constraints.txt | $(VENV)/.made
 	@echo "installing [$(EXTRAS_$*)] into $(VENV) (once; most of it is PyTorch, about 5 GB where the registry has only GPU builds)"
-	$(if $(UV),VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(WHAT) ||) $(PIP) $(WHAT)
+	$(if $(UV),VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) $(WHAT) ||) $(PIP) $(WHAT)
 	@touch $@ $(if $(filter test,$*),$(VENV)/.demo $(VENV)/.text $(VENV)/.submit $(VENV)/.serve) \
 	  $(if $(filter text submit serve,$*),$(VENV)/.demo) $(if $(filter serve,$*),$(VENV)/.text)
