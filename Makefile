@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # uv, where it is on the path, installs in a fraction of pip's time. Where packages come from an
-# index that pip alone is set up for, uv finds none, and pip takes its place. It compiles all that
-# it installs only where PYTHONDONTWRITEBYTECODE is set, and each process would do so anew.
+# index that pip alone is set up for, uv finds none, and pip takes its place. Only where
+# PYTHONDONTWRITEBYTECODE is set does uv compile what it installs: each process would do so anew.
 UV := $(shell command -v uv 2>/dev/null)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 WHAT = --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
