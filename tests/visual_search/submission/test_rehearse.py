@@ -15,15 +15,15 @@ from tests.submissions import make_submission, ranker
 from visual_search.evaluation.metrics import average_precision
 from visual_search.ranking.rank import UNUSED
 
-# Sleeps 1 ms and 1 µs a squared pixel for each photo. At 256 px it answers another order than at
-# any other size, so that a score tells which one was run.
+# Says that each photo took 1 ms and 1 µs a squared pixel; it does not wait for them, as a busy
+# machine would make them longer. At 256 px it answers another order than at any other size, so
+# that a score tells which one was run.
 PACED = ranker(
     """
-import json, time
+import json
 size = int(os.getenv("VISUAL_SEARCH_INPUT_SIZE", "192"))
-started = time.perf_counter()
-time.sleep((len(self.gallery) + len(self.queries)) * (0.001 + 1e-6 * size**2))
-seconds = {"embedding": time.perf_counter() - started, "ranking": 0.01, "loading": 0.0}
+embedding = (len(self.gallery) + len(self.queries)) * (0.001 + 1e-6 * size**2)
+seconds = {"embedding": embedding, "ranking": 0.01, "loading": 0.0}
 with open(os.environ["VISUAL_SEARCH_RANKER_LOG"], "w") as handle:
     json.dump({"seconds": seconds, "settings": {"input_size": size}, "problems": []}, handle)
 order = np.arange(1000)
@@ -53,7 +53,7 @@ def test_the_whole_rehearsal(tmp_path: Path, dev_folder: Path) -> None:
     order = np.tile(np.arange(1000), (10, 1))
     assert result["mAP"] == average_precision(order, products, products).mean()
     # 100 photos of 1 + 36.9 ms each.
-    assert rehearsed["hidden_test"]["embedding"] == pytest.approx(3.8, abs=0.4)
+    assert rehearsed["hidden_test"]["embedding"] == pytest.approx(3.7864)
     assert rehearsed["hidden_test"]["peak_memory"] > 0
     # 7.65 s for 100 photos, less what loading takes: 256 px take 6.7 s, 288 px 8.4 s. If all grew
     # as the pixels do, 256 px would be the largest.
