@@ -21,6 +21,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_yaml
+from visual_search.common.keys import type_hints
 from visual_search.common.ranges import check_ranges
 from visual_search.common.unused import unused
 from visual_search.common.words import spelled_out
@@ -61,7 +62,7 @@ def parse_config(
     parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
     whole: Any = kind
     for part in dataclasses.fields(whole):
-        hint: Any = typing.get_type_hints(kind)[part.name]
+        hint = type_hints(whole)[part.name]
         if dataclasses.is_dataclass(hint):
             default = typing.cast(Any, hint)()
             parser.add_argument(f"--{part.name}", type=hint, default=default, sub_configs=True)
@@ -146,7 +147,7 @@ def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
     if not isinstance(values, dict):
         place = f"{path}: {prefix.rstrip('.')}" if prefix else f"the config {path}"
         raise UserError(f"{place} must be a table of keys and values, not {values!r}")
-    hints = typing.get_type_hints(kind)
+    hints = type_hints(kind)
     origins: dict[str, Path] = {}
     for key, value in values.items():
         if key not in hints:

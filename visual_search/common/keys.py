@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 Notes = tuple[tuple[Any, str], ...]
 """Of `Annotated`, each with the prefix of the keys beside the field that it stands on."""
+
+
+@functools.cache
+def type_hints(kind: Any, include_extras: bool = False) -> Mapping[str, Any]:
+    """`typing.get_type_hints` of a class, once: it compiles every annotation anew."""
+    return get_type_hints(kind, include_extras=include_extras)
 
 
 class Key(NamedTuple):
@@ -30,7 +37,8 @@ def keys_of(config: Any, prefix: str = "", notes: Notes = ()) -> Iterator[Key]:
         prefix: of the names, `dataset.`.
         notes: of the parts that it is in.
     """
-    hints = get_type_hints(type(config), include_extras=True)
+    kind: Any = type(config)
+    hints = type_hints(kind, include_extras=True)
     for field in dataclasses.fields(config):
         value, hint, name = getattr(config, field.name), hints[field.name], prefix + field.name
         beside = *notes, *((note, prefix) for note in getattr(hint, "__metadata__", ()))

@@ -9,10 +9,10 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from visual_search.common.errors import UserError
-from visual_search.common.keys import keys_of
+from visual_search.common.keys import keys_of, type_hints
 
 Number = TypeVar("Number", int, float)
 Made = TypeVar("Made")
@@ -111,7 +111,7 @@ def from_values(kind: Callable[..., Made], values: Mapping[str, Any], prefix: st
         UserError: for an unknown key, a value of another type, a choice that there is not, and a
             number out of its range.
     """
-    hints, given = get_type_hints(kind), dict(values)
+    hints, given = type_hints(kind), dict(values)
     for key, value in values.items():
         if key not in hints:
             known = ", ".join(hints) or "none"
