@@ -107,14 +107,18 @@ def test_files_that_a_killed_run_has_begun_go_when_it_is_continued(tmp_path: Pat
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Another process has the lock, and has a forked worker that outlives it."""
+    """Another process has the lock, and has a forked worker that outlives it by some seconds."""
     ready = run.path.with_name("ready")
 
     def work() -> None:
+        holder = os.getpid()
         with run.lock():
             if os.fork():
                 ready.touch()
-            time.sleep(120)
+                time.sleep(120)
+            while os.getppid() == holder:
+                time.sleep(0.1)
+            time.sleep(5)
 
     with another_process(work):
         wait_for(ready.exists)
