@@ -39,7 +39,7 @@ from visual_search.common.run_folder import (
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
 from visual_search.evaluation.identity import keep_identity
-from visual_search.model.freezing import hold_frozen
+from visual_search.model.freezing import hold_frozen, hold_recomputed
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase
 from visual_search.ranking.inference_plan import keep_freed_memory
@@ -177,6 +177,7 @@ class Trainer:
         learner = self.phase.learner.to(device)
         if train.sync_batchnorm:
             nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+        hold_recomputed(learner)
         if train.compile:
             learner.compile_features()
         self.optim = OptimizerState(self.phase, self.total)

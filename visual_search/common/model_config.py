@@ -54,8 +54,7 @@ class BackboneConfig:
         frozen_stages: how many stages (of a transformer: blocks) from the stem on are not trained;
             what they learnt serves as it is, and a step costs less.
         trainable_blocks: how many blocks from the end are trained; -1 all, 0 none (frozen).
-        gradient_checkpointing: compute activations twice, keep them once: less memory. Running
-            statistics of batch norms move twice a step, unless freeze_batchnorm holds them.
+        gradient_checkpointing: compute activations twice, keep them once: less memory.
     """
 
     name: str = "timm/tf_efficientnet_lite0"

@@ -155,3 +155,33 @@ def hold_frozen(backbone: nn.Module, batchnorms: bool) -> None:
             trained = any(parameter.requires_grad for parameter in part.parameters())
             if batchnorms or not trained:
                 part.eval()
+
+
+def hold_recomputed(model: nn.Module) -> None:
+    """Let a batch norm's running statistics move once where its activations are computed twice.
+
+    A checkpoint computes them again in the backward pass, of the same rows.
+
+    Args:
+        model: with all its norms; those that replace one later have to be told again.
+    """
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.register_forward_pre_hook(_hold_in_backward)
+            # A checkpoint ends what it computes again, by an exception, once it has all it needs.
+            part.register_forward_hook(_let_go, always_call=True)
+
+
+def _hold_in_backward(norm: Any, _: Any) -> None:
+    # A compiled graph computes again without a side effect, and cannot ask.
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return
+    if norm.training and norm.track_running_stats:
+        norm.num_batches_tracked -= 1
+        norm.held_momentum, norm.momentum = norm.momentum, 0.0
+
+
+def _let_go(norm: Any, *_: Any) -> None:
+    if hasattr(norm, "held_momentum"):
+        norm.momentum = norm.held_momentum
+        del norm.held_momentum

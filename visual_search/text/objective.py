@@ -7,13 +7,11 @@ more than one positive in a batch: a name that two products share is right for b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from visual_search.losses.gathering import gather_constant, gather_rows
@@ -126,30 +124,10 @@ class ClipLearner(nn.Module):
         Each chunk's activations are dropped and computed again in the backward pass, when the
         gradient of its vectors is known: what gradient caching does (Gao et al., "Scaling Deep
         Contrastive Learning Batch Size under Memory Limited Setup", 2021), on autograd's own
-        checkpoints. The random draws are the same both times; running statistics move once.
+        checkpoints. The random draws are the same both times.
         """
         if not self.chunk or len(images) <= self.chunk or not torch.is_grad_enabled():
             return F.normalize(self._images(images).float(), dim=1)
-
-        def contexts() -> tuple[nullcontext, AbstractContextManager]:
-            return nullcontext(), _statistics_held(self.embedder)
-
-        parts = [
-            checkpoint(self._images, part, use_reentrant=False, context_fn=contexts)
-            for part in images.split(self.chunk)
-        ]
+        chunks = images.split(self.chunk)
+        parts = [checkpoint(self._images, part, use_reentrant=False) for part in chunks]
         return F.normalize(torch.cat(parts).float(), dim=1)
-
-
-@contextmanager
-def _statistics_held(model: nn.Module) -> Iterator[None]:
-    """Batch norms go by the batch, and leave their running statistics as they are."""
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
