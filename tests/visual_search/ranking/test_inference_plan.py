@@ -1,4 +1,5 @@
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.commands import ran
 from tests.conftest import draw_product
-from tests.warm import run_python
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem
@@ -242,6 +243,6 @@ for kept in (False, True):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_large_blocks_are_not_mapped_anew_each_time() -> None:
     """6 blocks of 40 MB are 58,000 pages of 4 kB; kept, the same ones are used again."""
-    done = run_python("-c", COUNT)
+    done = ran(sys.executable, "-c", COUNT)
     as_it_comes, kept = map(int, done.stdout.split())
     assert kept < as_it_comes / 4, done.stderr
