@@ -88,7 +88,7 @@ class Learner(nn.Module):
             dropped = F.dropout(features, config.margin.dropout, self.training)
             rows = self._head_losses(self.head, dropped, labels)
             if other_labels is not None and share is not None:
-                others = self._head_losses(self.head, dropped, other_labels)
+                others = self._head_losses(self.head, dropped, other_labels, observes=False)
                 rows = share * rows + (1 - share) * others
             total = total + config.margin.weight * rows.mean()
         if self.pairs is not None:
@@ -103,9 +103,11 @@ class Learner(nn.Module):
             total = total + config.distillation.weight * loss
         return total
 
-    def _head_losses(self, head: MarginHead, features: Tensor, labels: Tensor) -> Tensor:
+    def _head_losses(
+        self, head: MarginHead, features: Tensor, labels: Tensor, observes: bool = True
+    ) -> Tensor:
         """`(N,)`: the head's, the mean over the whole width and the nested ones."""
-        rows = head(features, labels)
+        rows = head(features, labels, observes)
         nested = self.config.margin.nested
         for width in nested:
             rows = rows + head.prefix_losses(features, labels, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from visual_search.model.projections import project_features, start_neck
 from visual_search.model.weights import read_state_dict
 from visual_search.objective import Learner
 from visual_search.ranking.embed import embed_images
+from visual_search.ranking.export import load_model
 from visual_search.ranking.rank import trimmed
 from visual_search.ranking.rerank import named_steps
 from visual_search.ranking.store import Backbone, FeatureSource
@@ -118,7 +119,7 @@ class ImagePhase(Phase):
             feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
         freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
         counts = torch.from_numpy(images.counts(images.classes))
-        dimension, teacher = self.architecture.dimension, _teacher(config)
+        dimension, teacher = self.architecture.dimension, _teacher(config, self.device)
         self.learner = Learner(embedder, dimension, config, counts, teacher)
         self.head_continued = bool(config.pretrain_model) and self._continue_head(
             Path(config.pretrain_model or ""), images.class_names
@@ -183,10 +184,12 @@ class ImagePhase(Phase):
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
         pixels, labels, indexes = (part.to(self.device, non_blocking=True) for part in batch[:3])
-        pixels, labels_b, weight_of_a = self.mixer(pixels, labels)
+        # All processes alike, whatever each one draws: the head may compare over all of them.
+        mixed = () if self.mixer.kind == "none" else self.mixer(pixels, labels)
+        pixels = mixed[0] if mixed else pixels
         if self.config.train.channels_last and pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return pixels, labels, indexes, labels_b, weight_of_a
+        return pixels, labels, indexes, *mixed[1:]
 
     def start_weights(self) -> None:
         """Start neck and head where `neck.initial` and `margin.imprint` say."""
@@ -341,7 +344,8 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
     return embedder, architecture
 
 
-def _teacher(config: PhaseConfig) -> Embedder | None:
+def _teacher(config: PhaseConfig, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """In evaluation mode, on the device: no part of the learner, it does not move with it."""
     if not config.distillation.run:
         return None
-    return load_checkpoint(Path(config.distillation.run)).embedder().requires_grad_(False)
+    return load_model(load_checkpoint(Path(config.distillation.run)), device)

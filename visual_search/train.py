@@ -21,7 +21,8 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
-from torch import Tensor, nn
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -84,7 +85,8 @@ def train_phase(
             that name is finished, was started with other settings or is being trained.
     """
     _check_launcher(os.environ)
-    if config.train.precision == "fp16" and not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if config.train.precision == "fp16" and not on_gpu:
         raise UserError("train.precision is fp16, which needs a GPU; on a CPU, write bf16 or no")
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
@@ -94,6 +96,8 @@ def train_phase(
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
+    if config.train.sync_batchnorm and accelerator.num_processes > 1 and not on_gpu:
+        raise UserError("train.sync_batchnorm works on GPUs alone; on CPUs, set it to false")
     set_seed(config.dataset.seed)
     keep_freed_memory()
     # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
@@ -176,7 +180,8 @@ class Trainer:
         train, device = self.config.train, self.accelerator.device
         learner = self.phase.learner.to(device)
         if train.sync_batchnorm:
-            nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+            # torch's own would drop the activation that timm keeps in its batch norms.
+            convert_sync_batchnorm(learner)
         hold_recomputed(learner)
         if train.compile:
             learner.compile_features()

@@ -105,10 +105,11 @@ def test_a_key_of_which_nothing_is_said_changes_the_training(
         assert key.name.rpartition(".")[2] in made or "other" in made
 
 
-def test_activations_that_are_computed_twice_change_nothing(
-    small_phase: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("key", ["backbone.gradient_checkpointing", "train.sync_batchnorm"])
+def test_activations_computed_twice_and_norms_of_one_process_change_nothing(
+    key: str, small_phase: dict[str, Any], tmp_path: Path
 ) -> None:
     """Neither the weights nor the running statistics, to the bit."""
     plain = read_phase(tmp_path / "phase.yml", small_phase)[0]
-    saving = with_key(plain, "backbone.gradient_checkpointing", True)
-    assert observed(plain, tmp_path / "a") == observed(saving, tmp_path / "b")
+    other = with_key(plain, key, True)
+    assert observed(plain, tmp_path / "a") == observed(other, tmp_path / "b")

@@ -169,14 +169,15 @@ class MarginHead(nn.Module):
         self.weight.data.copy_(centers[own])
         return True
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, observes: bool = True) -> Tensor:
         """The loss of each row, `(N,)`, float32.
 
         Args:
             embeddings: `(N, dimension)`, not normalised, of any floating type.
             labels: `(N,)`, int64, 0..classes-1.
+            observes: whether what a margin learns of the data moves; once a batch.
         """
-        return self._losses(embeddings, self.weight, labels, labels)
+        return self._losses(embeddings, self.weight, labels, labels, observes=observes)
 
     def prefix_losses(self, embeddings: Tensor, labels: Tensor, width: int) -> Tensor:
         """The loss of each row, `(N,)`, by the first `width` dimensions of both sides alone.

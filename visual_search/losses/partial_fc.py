@@ -223,12 +223,13 @@ class SampledMarginHead(MarginHead):
         rest = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
         return {**rest, "table.weight": weight}
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, observes: bool = True) -> Tensor:
         """The loss of each row, `(N,)`, float32. All processes have to call it together.
 
         Args:
             embeddings: `(N, dimension)`, not normalised; N is the same in every process.
             labels: `(N,)`, int64, 0..classes-1.
+            observes: as :meth:`MarginHead.forward`.
         """
         labels = gather_constant(labels)
         picked, columns, count = self._sample(labels)
@@ -237,7 +238,8 @@ class SampledMarginHead(MarginHead):
             self.table.add_gradient(self._rows(picked), of_centers)
 
         shard = Shard(count, add_gradient)
-        return self._losses(embeddings, self.weight, labels, columns, picked=picked, shard=shard)
+        given = {"observes": observes, "picked": picked, "shard": shard}
+        return self._losses(embeddings, self.weight, labels, columns, **given)
 
     def _sample(self, labels: Tensor) -> tuple[Tensor | None, Tensor, int]:
         """Own classes of this step, counted from the first own one (None: all of them);
