@@ -28,7 +28,7 @@ from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import project_features, start_neck
-from visual_search.model.weights import read_state_dict
+from visual_search.model.weights import read_state_dict, without_prefix
 from visual_search.objective import Learner
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.export import load_model
@@ -340,7 +340,9 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
                 raise UserError(
                     f"pretrain_model {earlier.path} has {part} {theirs!r}, this phase {ours!r}"
                 )
-        embedder.load_state_dict(resized_state(plain_state(earlier), embedder))
+        # Of a run of images with texts, the image tower.
+        state = without_prefix(plain_state(earlier), "backbone.visual.")
+        embedder.load_state_dict(resized_state(state, embedder))
     return embedder, architecture
 
 

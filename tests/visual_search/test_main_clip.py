@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.commands import logged, refused, stopped, told
-from tests.conftest import spare_plots, write_yaml
+from tests.conftest import read_phase, spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
 from visual_search import main_clip, main_evaluate, main_query, main_zero_shot
+from visual_search.phase import ImagePhase
 from visual_search.text.search import TextSearch, gallery_images, load_text_model
 from visual_search.text.zero_shot import ZeroShotSet, classify, name_images
 
@@ -57,6 +60,20 @@ def test_a_ridge_start_finds_names(trained: Path) -> None:
     )  # fmt: skip
     # Chance is 0.31; the visual tower is one of random weights.
     assert logged(start, "start")[0]["photo_to_text"]["mAP"] >= 0.6
+
+
+def test_a_phase_of_images_starts_from_its_image_tower_and_learns_from_its_embeddings(
+    trained: Path, small_phase: dict[str, Any], tmp_path: Path
+) -> None:
+    run = trained / "runs" / "right"
+    small_phase["backbone"]["name"] = "timm/test_resnet"
+    settings = {**small_phase, "pretrain_model": str(run), "distillation": {"run": str(run)}}
+    config = read_phase(tmp_path / "phase.yml", settings)[0]
+    learner = ImagePhase(config, Accelerator(cpu=True)).learner.eval()
+    model = load_text_model(run)
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    torch.testing.assert_close(learner.embedder(pixels), model.encoder.visual(pixels))
+    torch.testing.assert_close(learner._teacher[0](pixels), model.embedder(pixels))
 
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:

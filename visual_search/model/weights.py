@@ -77,7 +77,7 @@ def load_file_weights(module: nn.Module, weights: str, name: str, prefix: str = 
         path = PACKAGED_WEIGHTS[package]()
     else:
         path = Path(weights)
-    state = _without_prefix(_without_prefix(read_state_dict(path), "module."), prefix)
+    state = without_prefix(without_prefix(read_state_dict(path), "module."), prefix)
     expected = module.state_dict()
     if not expected.keys() & state.keys():
         state = match_by_order(expected, state, path, name)
@@ -93,7 +93,7 @@ def load_file_weights(module: nn.Module, weights: str, name: str, prefix: str = 
         )
 
 
-def _without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without it; all of them where there are none."""
     inner = {key[len(prefix) :]: state[key] for key in state if key.startswith(prefix)}
     return inner or dict(state)
