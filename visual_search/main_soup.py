@@ -42,7 +42,7 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
     from visual_search.model.embedder import rebuild_embedder
     from visual_search.ranking.embed import default_device
-    from visual_search.validation import fit_whitenings
+    from visual_search.validation import fit_whitenings, validation_steps
 
     ingredients = load_ingredients(options.runs)
     first = next(iter(ingredients.values()))
@@ -55,7 +55,8 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     }
 
     def score(embedder: Embedder, what: str) -> float:
-        found = evaluate_on_dev_set(embedder, dev_set, architecture.input_size, **given)
+        size, steps = architecture.input_size, validation_steps(config)
+        found = evaluate_on_dev_set(embedder, dev_set, size, **given, steps=steps)
         print(f"{what}: mAP {found.mean_average_precision:.4f}", flush=True)
         return found.mean_average_precision
 
@@ -76,9 +77,10 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
                 architecture = first.architecture.whitened(whitening)
     trained_on = averaged([Path(name) for name in kept])
     data = ", ".join(map(str, dev_files(config.dataset.dev_set)))
+    kept_facts = ("losses", "trained_on_test", "embedding", "rerank")
     facts: dict[str, Any] = {
         "data": trained_on and trained_on.of_a_model(),
-        **{key: first.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
+        **{key: first.facts[key] for key in kept_facts if key in first.facts},
         "run": run.name,
         "mAP": mAP,
         "soup": {"kind": options.kind, "runs": kept, "scored_on": data},

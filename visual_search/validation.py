@@ -19,12 +19,13 @@ from visual_search.evaluation.report import write_report
 from visual_search.model.averaging import WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
+from visual_search.model.weights import read_state_dict
 from visual_search.ranking.embed import embed_images, mean_of_units
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
 
 if TYPE_CHECKING:
     from visual_search.common.model_config import EmbedSettings
-    from visual_search.config import TrainConfig
+    from visual_search.config import PhaseConfig, TrainConfig
     from visual_search.data.datasets import LabelledImages
     from visual_search.model.averaging import ExponentialAverage
     from visual_search.model.embedder import Embedder
@@ -79,7 +80,7 @@ class BestCheckpoint(ABC):
             print(f"average of the last {len(self.soup)} validated models:", flush=True)
             self._keep(epoch, step, head, soup=True)
         embedder.load_state_dict(plain_state(load_checkpoint(self.run.best)))
-        whitened = self._whiten(epoch, step, head)
+        whitened = self._whiten(epoch, step)
         evaluation = whitened or self.best_evaluation or self._evaluate()
         self._report(evaluation)
         return evaluation
@@ -124,7 +125,7 @@ class BestCheckpoint(ABC):
     ) -> None:
         save_checkpoint(folder, self.phase.architecture, embedder, head, facts)
 
-    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Any:
+    def _whiten(self, epoch: int, step: int) -> Any:
         """Try a last improvement on the best model; None where there is none."""
         return None
 
@@ -198,6 +199,11 @@ def fit_whitenings(
     return fitted
 
 
+def validation_steps(config: PhaseConfig) -> tuple[Step, ...]:
+    """Those that validation ranks by."""
+    return named_steps(config.rerank if config.train.validate_reranked else (), [], "rerank")
+
+
 class Validator(BestCheckpoint):
     """Scores an image embedder on a development set."""
 
@@ -211,13 +217,7 @@ class Validator(BestCheckpoint):
             **({"rerank": describe_steps(steps)} if steps else {}),
         }
 
-    def _steps(self) -> tuple[Step, ...]:
-        """Those that validation ranks by."""
-        config = self.phase.config
-        asked = config.rerank if config.train.validate_reranked else ()
-        return named_steps(asked, [], "rerank")
-
-    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation | None:
+    def _whiten(self, epoch: int, step: int) -> Evaluation | None:
         """Fit whitenings behind the best model; None where there is none or none helps."""
         train, phase = self.phase.config.train, self.phase
         if not train.whitening and not train.whitening_power:
@@ -231,7 +231,7 @@ class Validator(BestCheckpoint):
             settings=phase.config.embedding.unmeasured(self.device.type == "cuda"),
             device=self.device,
         )
-        kept, best = embedder.neck, None
+        kept, best, steps = embedder.neck, None, validation_steps(phase.config)
         # None with mirrors or crops, and where the run was killed after its best validation.
         seen = self.best_evaluation.seen if self.best_evaluation else None
         for name, whitening in fitted.items():
@@ -239,7 +239,7 @@ class Validator(BestCheckpoint):
             if seen is None:
                 evaluation = self._evaluate()
             else:
-                evaluation = seen.evaluate(whitening, self.device, self._steps())
+                evaluation = seen.evaluate(whitening, self.device, steps)
             score = evaluation.mean_average_precision
             self.run.log(kind="whitening", epoch=epoch, step=step, mAP=score)
             helps = score > self.best["mAP"]
@@ -249,13 +249,14 @@ class Validator(BestCheckpoint):
                 kept, best = embedder.neck, evaluation
                 self.best = {**self.best, "mAP": score}
                 architecture = phase.architecture.whitened(whitening)
-                facts = self._all_facts(self.best["epoch"], self.best["step"], score)
+                facts = {**load_checkpoint(self.run.best).facts, "mAP": score}
+                head = read_state_dict(self.run.best / "head.safetensors")  # not the last one
                 save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
         embedder.neck = kept
         return best
 
     def _evaluate(self) -> Evaluation:
-        phase, steps = self.phase, self._steps()
+        phase, steps = self.phase, validation_steps(self.phase.config)
         embedder, train = phase.learner.embedder, phase.config.train
         settings = phase.config.embedding.unmeasured(self.device.type == "cuda")
         training = embedder.training

@@ -1,16 +1,24 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.conftest import read_phase
+from visual_search.common.run_folder import RunFolder
 from visual_search.config import MarginConfig
 from visual_search.data.images import load_pixels
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead
+from visual_search.model.checkpoint import load_checkpoint
 from visual_search.phase import ImagePhase
+from visual_search.train import train_phase
+from visual_search.validation import Validator
 
 
 def test_centres_stand_at_the_mean_of_their_class(
@@ -54,3 +62,28 @@ def test_a_head_takes_the_centres_of_another_of_the_same_classes() -> None:
     before = other.weight.detach().clone()
     assert not other.take_centers(source.weight.detach())
     assert torch.equal(other.weight, before)
+
+
+def test_a_whitened_model_keeps_the_head_of_its_epoch(
+    small_phase: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of two epochs, and of the first one's model whitened.
+    found = iter(SimpleNamespace(mean_average_precision=score) for score in (0.5, 0.4, 0.6))
+    whitening = SimpleNamespace(evaluate=lambda *_: next(found))
+    monkeypatch.setattr(
+        Validator, "_evaluate", lambda _: SimpleNamespace(**vars(next(found)), seen=whitening)
+    )
+    monkeypatch.setattr(Validator, "_report", lambda *_: None)
+    small_phase["train"] = {"epochs": 2, "whitening": 1.0}
+    run, heads = RunFolder(tmp_path, "x"), list[Tensor]()
+
+    def on_validation(step: int, score: float) -> None:
+        heads.append(load_file(run.last / "head.safetensors")["weight"])
+
+    config = read_phase(tmp_path / "phase.yml", small_phase)[0]
+    train_phase(config, ImagePhase, run, "x: 1", on_validation=on_validation)
+    best = load_checkpoint(run.path)
+    assert (best.architecture.neck, best.facts["averaged"]) == ("whitening", "no")
+    head = load_file(run.best / "head.safetensors")["weight"]
+    assert torch.equal(head, heads[0])
+    assert not torch.equal(head, heads[1])

@@ -181,7 +181,8 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
 
 
 def test_a_soup_of_runs_is_a_run(recipe: Path, train: Train, tmp_path: Path) -> None:
-    options = ("--optim.head_lr", 0.05, "--dataset.seed")
+    ranked = ("--rerank", '["swapped_dba"]', "--train.validate_reranked", "true")
+    options = ("--optim.head_lr", 0.05, *ranked, "--dataset.seed")
     one, two = (train(recipe, f"s{seed}", *options, seed) for seed in (1, 2))
 
     def soup(name: str, *runs: Path) -> tuple[object, ...]:
@@ -194,6 +195,7 @@ def test_a_soup_of_runs_is_a_run(recipe: Path, train: Train, tmp_path: Path) -> 
     for name, value in uniform.state.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
+    assert uniform.facts["rerank"] == load_checkpoint(one).facts["rerank"] != []
     result = result_of(tmp_path / "greedy")
     assert result["mAP"] >= max(result["scores"].values())
     assert result["scores"][str(one)] == pytest.approx(result_of(one)["mAP"], abs=1e-6)
