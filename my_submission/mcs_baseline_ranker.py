@@ -79,10 +79,11 @@ class MCS_BaseLine_Ranker:
             queries = read_queries(Path(queries_csv_path), forgiving=True)
             self.gallery = image_items(gallery, folder)
             self.queries = image_items(queries, folder)
-            self.model, architecture = load_exported(weights, self.device, self._shout)
-            size = int(_number("VISUAL_SEARCH_INPUT_SIZE", architecture.input_size))
+            named = int(_number("VISUAL_SEARCH_INPUT_SIZE", 0))
+            self.model, architecture = load_exported(weights, self.device, self._shout, named)
+            size = named or architecture.input_size
             self.architecture = replace(architecture, input_size=size)
-            self.settings = _embedding_settings(weights)
+            self.settings = _embedding_settings(weights, size)
             self.steps = exported_steps(weights)
             self.runtime = exported_runtime(weights, self.settings, size, self._shout)
         except UserError as error:
@@ -133,7 +134,9 @@ class MCS_BaseLine_Ranker:
 
 
 def _number(variable: str, otherwise: float) -> float:
-    text = os.getenv(variable) or str(otherwise)
+    text = os.getenv(variable)
+    if not text:
+        return otherwise
     try:
         value = float(text)
     except ValueError:
@@ -143,10 +146,10 @@ def _number(variable: str, otherwise: float) -> float:
     return value
 
 
-def _embedding_settings(weights: Path) -> EmbedSettings:
+def _embedding_settings(weights: Path, input_size: int) -> EmbedSettings:
     text = os.getenv("VISUAL_SEARCH_EMBEDDING")
     if not text:
-        return embedding_settings(weights)
+        return embedding_settings(weights, input_size)
     try:
         return EmbedSettings.parsed(json.loads(text), "$VISUAL_SEARCH_EMBEDDING")
     except ValueError as error:

@@ -114,7 +114,8 @@ class EmbedSettings:
             which it may be taken.
         views: how each image is made a square: squash (its aspect is lost), letterbox (on white);
             none is squash. Of both the embedding is the mean, and training draws one an image.
-        view_sizes: side in pixels of each view; none: all as the model's input.
+        view_sizes: side in pixels of each view; none, or at another input size than the model's
+            own: all as the input.
         flip: each image is also seen mirrored; its embedding is the mean.
         crops: each image is seen in five crops of a larger square; its embedding is the mean.
         trim_borders: cut white borders of gallery images away.
@@ -159,6 +160,10 @@ class EmbedSettings:
     def sides(self, input_size: int) -> tuple[int, ...]:
         """Side in pixels of each view, for a model of this input size."""
         return self.view_sizes or (input_size,) * len(self.fits)
+
+    def at(self, input_size: int, own: int) -> EmbedSettings:
+        """The same at another input size than a model's `own`, which `view_sizes` belong to."""
+        return self if input_size == own else replace(self, view_sizes=())
 
     def unmeasured(self, on_gpu: bool) -> EmbedSettings:
         """The same with nothing left to the machine, for what has to come out alike each time.

@@ -89,6 +89,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     size = input_size or architecture.input_size
     where = str(checkpoint.path.with_name("model.json"))
     embedding = EmbedSettings.parsed(checkpoint.facts.get("embedding") or {}, where)
+    embedding = embedding.at(size, architecture.input_size)
     settings = {
         "architecture": asdict(architecture),
         "input_size": size,
@@ -99,7 +100,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     for label, items in _sides(dev_set, embedding).items():
 
         def make(some: Sequence[ImageItem], part: str, label: str = label) -> Embeddings:
-            model = load_model(checkpoint, device)
+            model = load_model(checkpoint, device, input_size=size)
             words = label + part
             return embed_images(model, some, size, device=device, settings=embedding, label=words)
 

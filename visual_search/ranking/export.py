@@ -79,15 +79,17 @@ def trained_embedder(
         embedder = rebuild_embedder(architecture)
     else:
         facts |= {"mAP": None, "validated_at": architecture.input_size}
+        if embedding := facts.get("embedding"):  # whose view_sizes are of the run's own size
+            facts["embedding"] = {**embedding, "view_sizes": ()}
         architecture = replace(architecture, input_size=input_size)
         try:
             embedder = rebuild_embedder(architecture)
+            state = resized_state(state, embedder)
         except (UserError, RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"{architecture.backbone} does not take images of {input_size} pixels "
                 f"({first_line(error)}): name another --input_size"
             ) from error
-        state = resized_state(state, embedder)
     embedder.load_state_dict(state)
     return embedder, architecture, facts
 
@@ -177,9 +179,9 @@ def _check_export(folder: Path, embedder: Embedder, architecture: Architecture) 
 
 
 def load_exported(
-    folder: Path, device: torch.device, shout: Shout = print
+    folder: Path, device: torch.device, shout: Shout = print, input_size: int = 0
 ) -> tuple[EmbedFn, Architecture]:
-    """The user's own export, ready to embed on `device`.
+    """The user's own export, ready to embed images of `input_size` pixels (0: its own) on `device`.
 
     Its weights, from `model.safetensors` or, in an export of earlier versions, from `model.pt`, go
     into an eager model, which answers its first batch as fast as its hundredth. Where the library
@@ -199,7 +201,7 @@ def load_exported(
         raise UserError(f"{folder / MODEL_FILE} {POINTER}")
     checkpoint = load_checkpoint(files[0], trust=True)
     script = files[-1] if files[-1].name == MODEL_FILE else None
-    return load_model(checkpoint, device, script, shout), checkpoint.architecture
+    return load_model(checkpoint, device, script, shout, input_size), checkpoint.architecture
 
 
 def load_model(
@@ -207,6 +209,7 @@ def load_model(
     device: torch.device,
     script: Path | None = None,
     shout: Shout = print,
+    input_size: int = 0,
 ) -> Callable[[Tensor], Tensor]:
     """The embedder of a checkpoint or export, ready to embed on `device`.
 
@@ -215,20 +218,20 @@ def load_model(
         device: where it goes.
         script: a trusted TorchScript file of the same model, for where it cannot be built.
         shout: told of it then.
+        input_size: side of the images in pixels; 0 is the model's own.
 
     Raises:
-        UserError: when it cannot be built, and there is no `script`.
+        UserError: when it cannot be built, and there is no `script` for that size.
     """
     model: nn.Module
     try:
         loader = model_loader(checkpoint)
         if loader is None:
-            model = rebuild_embedder(checkpoint.architecture)
-            model.load_state_dict(dict(checkpoint.state))
+            model, *_ = trained_embedder(checkpoint, input_size or None)
         else:
             model = loader(checkpoint)
     except (UserError, RuntimeError) as error:
-        if script is None:
+        if script is None or input_size not in (0, checkpoint.architecture.input_size):
             raise
         packages = ", ".join(checkpoint.architecture.packages)
         shout(
@@ -251,14 +254,19 @@ def exported_steps(folder: Path) -> tuple[Step, ...]:
     return parse_steps(facts.get("rerank", []), f"{path}: rerank")
 
 
-def embedding_settings(folder: Path) -> EmbedSettings:
+def embedding_settings(folder: Path, input_size: int = 0) -> EmbedSettings:
     """How the exported model's images are to be embedded: `embedding` in its description.
+
+    Args:
+        folder: of the export.
+        input_size: side of its input in pixels; 0 is its own.
 
     Raises:
         UserError: when the description cannot be read, or says what there is not.
     """
-    _, facts = read_description(folder / DESCRIPTION_FILE)
-    return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
+    architecture, facts = read_description(folder / DESCRIPTION_FILE)
+    where, own = str(folder / DESCRIPTION_FILE), architecture.input_size
+    return EmbedSettings.parsed(facts.get("embedding") or {}, where).at(input_size or own, own)
 
 
 def exported_runtime(

@@ -9,9 +9,12 @@ from torch import nn
 
 from tests.commands import refused
 from tests.kills import killed_at_each_change
+from tests.submissions import my_ranker
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.config import BackboneConfig, EmbedSettings
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.evaluation.dev_set import embed_dev_set
 from visual_search.model.checkpoint import (
     describe_model,
     fingerprint,
@@ -105,6 +108,27 @@ def test_a_run_is_exported_for_a_larger_image(tmp_path: Path) -> None:
     _, found, facts = trained_embedder(load_checkpoint(tmp_path), 32)
     assert (found, facts["mAP"]) == (architecture, 0.5)
     refused("does not take images of 3 pixels", trained_embedder, load_checkpoint(tmp_path), 3)
+
+
+@pytest.mark.parametrize("network", ["test_efficientnet", "test_vit_relpos"])
+def test_ranker_and_evaluation_see_another_size_as_an_export_for_it(
+    dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    """`view_sizes` belong to the model's own size; a ViT takes no other before it is resampled."""
+    embedder, architecture = build_embedder(BackboneConfig(f"timm/{network}", "none"), 32)
+    facts = {"embedding": {"views": ["squash", "letterbox"], "view_sizes": [32, 32]}}
+    export_torchscript(embedder, architecture, facts, tmp_path / "own")
+    export_torchscript(*trained_embedder(load_checkpoint(tmp_path / "own"), 64), tmp_path / "large")
+    assert embedding_settings(tmp_path / "large").sides(64) == (64, 64)
+    dev_set, vectors, ranks = read_dev_set(dev_folder), [], []
+    for folder, size in ((tmp_path / "own", 64), (tmp_path / "large", 0), (tmp_path / "own", 0)):
+        vectors.append(embed_dev_set(folder, dev_set, size, tmp_path / "cache").queries)
+        monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(folder))
+        monkeypatch.setenv("VISUAL_SEARCH_INPUT_SIZE", str(size or ""))
+        ranks.append(my_ranker(dev_folder).predict_product_ranks().tolist())
+    torch.testing.assert_close(vectors[0], vectors[1])
+    assert ranks[0] == ranks[1]
+    assert not torch.allclose(vectors[0], vectors[2], atol=1e-3)
 
 
 def test_an_earlier_export_is_replaced(exported: Path) -> None:
