@@ -126,8 +126,9 @@ def _refitted(
     sources = " + ".join(map(str, arguments.models))
     settings = EmbedSettings.parsed(facts.get("embedding") or {}, sources)
     if arguments.views:
-        settings = dataclasses.replace(settings, views=tuple(arguments.views), view_sizes=())
-        facts["embedding"] = dataclasses.asdict(settings)
+        wanted = dataclasses.replace(settings, views=tuple(arguments.views), view_sizes=())
+        facts["mAP"] = facts.get("mAP") if wanted == settings else None  # of what was seen before
+        settings, facts["embedding"] = wanted, dataclasses.asdict(wanted)
     if not arguments.fit_on:
         return architecture
     wish = (arguments.power, arguments.dimension, arguments.shrinkage)

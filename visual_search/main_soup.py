@@ -89,7 +89,7 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     save_checkpoint(run.best, architecture, state, {}, facts)
     result = {"finished": True, "mAP": mAP, "ingredients": kept, "scores": scores}
     write_json(run.path / "result.json", result)
-    best = max(load_checkpoint(path).facts.get("mAP", 0.0) for path in options.runs)
+    best = max(load_checkpoint(path).facts.get("mAP") or 0.0 for path in options.runs)
     print(f"done: mAP {mAP:.4f} of {len(kept)} runs; the best alone {best:.4f}")
     print(f"next: python my_submission/to_torchscript.py {run.path}")
 

@@ -17,6 +17,7 @@ from tests.commands import inside
 from tests.conftest import write_csv
 from tests.hostile import HOSTILE, make_hostile
 from tests.submissions import my_ranker
+from visual_search.common.files import write_json
 
 
 @pytest.fixture
@@ -228,6 +229,11 @@ def test_the_export_command(tmp_path: Path) -> None:
     assert told["packages"] == ["timm"]
     run(0, copy, "--output", copy, "--rerank", "none")
     assert json.loads((copy / "model.json").read_text())["rerank"] == []
+    # A score is of the views that were scored.
+    for views, score in (("squash", 0.5), ("letterbox", None)):
+        write_json(copy / "model.json", {**told, "mAP": 0.5, "embedding": {"views": ["squash"]}})
+        run(0, copy, "--output", copy, "--views", views)
+        assert json.loads((copy / "model.json").read_text())["mAP"] == score
     wrong = run(2, copy, "--output", copy, "--rerank", "swaped_dba")
     assert "--rerank[0].name is 'swaped_dba'; it can be power, center," in wrong
     assert "runs/there-is-no-such-run" in run(2, Path("runs/there-is-no-such-run"))

@@ -218,7 +218,8 @@ def test_a_soup_of_whitened_runs_is_whitened_anew(
     for run, found in zip(runs, last, strict=True):
         neck = Whitening(width, 4)  # whether one helped in so short a training or not
         state = {**found.state, **neck.state_dict(prefix="neck.")}
-        save_checkpoint(run / "best", found.architecture.whitened(neck), state, {}, found.facts)
+        facts = {**found.facts, "mAP": None, "rerank": [{"name": "center"}]}
+        save_checkpoint(run / "best", found.architecture.whitened(neck), state, {}, facts)
     words = ("--name", "soup", "--folder", tmp_path, "--kind", "uniform")
     said = told(main_soup.main, "--runs", *runs, *words)
     soup = load_checkpoint(tmp_path / "soup")
@@ -226,6 +227,7 @@ def test_a_soup_of_whitened_runs_is_whitened_anew(
     better = float(scores[", whitened"]) > float(scores[" of all"])
     assert soup.architecture.neck == ("whitening" if better else "none")
     assert soup.architecture.dimension == width
+    assert soup.facts["rerank"] == [{"name": "center"}]
     assert soup.facts["mAP"] == pytest.approx(max(map(float, scores.values())), abs=1e-4)
     for name, value in last[0].state.items():
         if value.is_floating_point():

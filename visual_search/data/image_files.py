@@ -44,6 +44,10 @@ Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
 
 
+NOT_READ, HANGS = "the file cannot be read", "reading the file did not end"
+"""How a reason begins that lies in the drive or its rights, not in what the file holds."""
+
+
 class UnreadableImage(Exception):
     """No pixels could be had from a file; the message says why, without the file's name."""
 
@@ -59,9 +63,9 @@ def open_file(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise UnreadableImage("the file does not exist") from None
     except OSError as error:
-        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+        raise UnreadableImage(f"{NOT_READ} ({error.strerror})") from error
     except ValueError as error:  # a zero byte in the name
-        raise UnreadableImage(f"the file cannot be read ({error})") from error
+        raise UnreadableImage(f"{NOT_READ} ({error})") from error
     size = os.fstat(handle.fileno()).st_size
     if size > MAX_FILE_BYTES:
         handle.close()
@@ -76,14 +80,14 @@ def read_bytes(path: Path) -> bytes:
         UnreadableImage: as :func:`open_file` does, and for a file that :func:`hanging` found.
     """
     if path in _given_up:
-        raise UnreadableImage("reading the file did not end; is its drive gone?")
+        raise UnreadableImage(f"{HANGS}; is its drive gone?")
     thread = threading.get_ident()
     _reading[thread] = path, time.monotonic()
     try:
         with open_file(path) as handle:
             return handle.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+        raise UnreadableImage(f"{NOT_READ} ({error.strerror})") from error
     finally:
         del _reading[thread]
 

@@ -311,7 +311,8 @@ def _domains(config: TaskConfig, paths: Sequence[Path]) -> np.ndarray:
     """Of each query what `query_domain` finds in its path, else the task's domain."""
     pattern = re.compile(config.query_domain)
     found = [pattern.search(path.as_posix()) if pattern.groups else None for path in paths]
-    return np.array([match[1] if match else config.domain for match in found], dtype=object)
+    # The group need not have a part in what was found.
+    return np.array([(match and match[1]) or config.domain for match in found], dtype=object)
 
 
 TASK_KINDS: dict[str, type[Task]] = {"images": ImageTask}

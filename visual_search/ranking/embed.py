@@ -40,6 +40,7 @@ class Embeddings:
 
 
 NOT_FINITE = "the model gave no finite embedding; 0 is used"
+FAILED = "the model failed on its batch"
 
 
 # Crops are cut from a square of this share of the side, as the usual 256 for 224 pixels.
@@ -267,7 +268,7 @@ class _Embedder:
         try:
             return self._embed(rows, effort, careful=True)
         except Exception:
-            reason = f"the model failed on its batch ({first_line(first)}); 0 is used"
+            reason = f"{FAILED} ({first_line(first)}); 0 is used"
             numbers = range(rows.start, rows.stop)
             problems = {n: ImageProblem(str(self.items[n].path), reason) for n in numbers}
             return _Batch(rows, effort, None, problems, error=first)

@@ -2,7 +2,8 @@
 
 A store is a folder named by a fingerprint of the model and of :data:`PIXELS_VERSION`; each file in
 it holds the embeddings of some images and a key of each: path, box, file size, time of change. A
-killed job has kept every file it finished. Files hold plain arrays.
+killed job has kept every file it finished. What failed for a cause outside its image, such as a
+drive that was gone, is not kept. Files hold plain arrays.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 
 from visual_search.common.files import written_atomically
 from visual_search.common.model_config import EmbedSettings
+from visual_search.data.image_files import HANGS, NOT_READ
 from visual_search.data.images import PIXELS_VERSION, ImageItem, ImageProblem
 from visual_search.model.embedder import Architecture, Embedder
-from visual_search.ranking.embed import Embeddings, embed_images
+from visual_search.ranking.embed import FAILED, Embeddings, embed_images
 
 # Images a file: what a killed job loses at the most, some minutes on a CPU.
 PIECE = 4096
@@ -31,6 +33,8 @@ _KEY_BYTES = 16
 # Settings that change no number here: another runtime is never taken, and an image's place among
 # the threads does not matter.
 _WITHOUT_EFFECT = ("backend", "min_cosine", "workers")
+_PASSING = (NOT_READ, HANGS, FAILED)
+"""How a reason begins that may be gone the next time, although the file stays as it is."""
 
 Make = Callable[[Sequence[ImageItem], str], Embeddings]
 """Embeds images; the text says which part of the whole they are."""
@@ -106,7 +110,9 @@ def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Fea
         embedded = make(images, part)
         problems = {problem.path: problem.reason for problem in embedded.problems}
         told = [problems.get(str(image.path), "") for image in images]
-        _write(folder, keys, embedded.matrix, told)
+        kept = [row for row, reason in enumerate(told) if not reason.startswith(_PASSING)]
+        if kept:
+            _write(folder, [keys[k] for k in kept], embedded.matrix[kept], [told[k] for k in kept])
         rows = zip(embedded.matrix.float().numpy(), told, strict=True)
         fill(dict(zip(keys, rows, strict=True)))
     return Features(torch.from_numpy(matrix), tuple(reasons), len(made))

@@ -1,14 +1,20 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from visual_search.common import files
+from visual_search.common.model_config import EmbedSettings
+from visual_search.data import image_files
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking import store
-from visual_search.ranking.embed import Embeddings
+from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 
 
@@ -75,6 +81,40 @@ def test_a_killed_job_keeps_the_pieces_it_finished(
     assert found.made == 2
     assert torch.equal(found.matrix, rows_of(photos))
     assert make.asked[-1] == ["6", "7"]
+
+
+@pytest.mark.parametrize("cause", ["file cannot be read (Permission denied)", "model failed"])
+def test_what_may_go_well_the_next_time_is_not_kept(
+    tmp_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [ImageItem(tmp_path / f"{shade}.png") for shade in range(3)]
+    for shade, item in enumerate(items):
+        Image.new("RGB", (8, 8), (100 * shade, 50, 0)).save(item.path)
+    items[0].path.write_bytes(b"")  # damaged for good
+
+    def model(pixels: Tensor) -> Tensor:
+        if broken and "model" in cause and (pixels == 200).any():
+            raise RuntimeError
+        return F.normalize(pixels.float().mean(dim=(2, 3)))
+
+    def opened(path: Path) -> BinaryIO:
+        if broken and "file" in cause and path == items[2].path:
+            raise PermissionError(13, "Permission denied")
+        return files.open_regular(path)
+
+    def make(some: Sequence[ImageItem], part: str) -> Embeddings:
+        settings = EmbedSettings(batch_size=1)
+        return embed_images(model, some, 8, device=torch.device("cpu"), settings=settings)
+
+    monkeypatch.setattr(image_files, "open_regular", opened)
+    broken, folder = True, tmp_path / "store"
+    first = stored_features(folder, items, make)
+    assert cause in first.reasons[2]
+    broken = False
+    second = stored_features(folder, items, make)
+    assert (second.made, second.reasons) == (1, (first.reasons[0], "", ""))
+    torch.testing.assert_close(second.matrix[2], F.normalize(torch.tensor([200.0, 50, 0]), dim=0))
+    assert stored_features(folder, items, make).made == 0
 
 
 @pytest.mark.parametrize(
