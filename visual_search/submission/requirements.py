@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -14,21 +15,28 @@ from visual_search.common.files import read_text
 
 
 def read_requirements(path: Path) -> list[str]:
-    """The requirements of a file, without comments, options and empty lines.
+    """The requirements of a file and of those that it names by `-r`, without comments and options.
 
     Raises:
-        UserError: naming file and line of one that pip would not understand, or that names a
-            folder of this machine.
+        UserError: naming file and line of one that pip would not understand, that is an address
+            without a name, or a folder of this machine.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: the evaluator installs what it lists")
     found = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        text = line.partition(" #")[0].strip()
+        text = re.split(r"\s#|\s--|\\$", line.strip())[0].strip()  # less comment and hashes
+        if nested := re.match(r"(?:-r|--requirement)[\s=]*(.+)", text):
+            found += read_requirements(path.parent / nested[1])
         if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
             raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
         if not text or text.startswith(("#", "-")):
             continue
+        if re.match(r"[a-z+]+://", text):
+            raise UserError(
+                f"{path} line {number}: {text!r} does not say what it brings: write its name in "
+                f"front, `<name> @ {text}`"
+            )
         try:
             found.append(str(Requirement(text)))
         except InvalidRequirement as error:

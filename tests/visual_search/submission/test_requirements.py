@@ -4,11 +4,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.commands import ran
+from tests.commands import ran, refused
 from tests.conftest import PROJECT
 from visual_search.submission.requirements import (
     installed_for,
     packages_to_hide,
+    read_requirements,
     sets_up_itself,
 )
 
@@ -26,6 +27,23 @@ def test_the_closure_is_what_pip_would_resolve(tmp_path: Path) -> None:
     found, missing = installed_for(wanted)
     assert found == {name.strip().lower().replace("_", "-") for name in names}
     assert missing == []
+
+
+def test_a_file_is_read_as_pip_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "base.txt").write_text("hypothesis\n")
+    file = tmp_path / "requirements.txt"
+    file.write_text(
+        "# as pip-compile writes it\n--extra-index-url https://example.org/cpu\n"
+        "numpy==2.3.5 \\\n    --hash=sha256:abcd \\\n    --hash=sha256:ef01\n-r more/base.txt\n"
+        "clip @ git+https://example.org/clip.git  # CLIP\npandas>=2 --no-binary=pandas\n"
+    )
+    wanted = ["numpy==2.3.5", "hypothesis", "clip @ git+https://example.org/clip.git", "pandas>=2"]
+    assert read_requirements(file) == wanted
+    file.write_text("numpy\ngit+https://example.org/clip.git\n")
+    refused("line 2: .* write its name in front, `<name> @ git.https", read_requirements, file)
+    file.write_text("-r gone.txt\n")
+    refused("gone.txt does not exist", read_requirements, file)
 
 
 def test_what_is_wanted_is_not_hidden() -> None:
