@@ -212,8 +212,10 @@ def kind_of(facts: Mapping[str, Any]) -> str:
     return str(facts.get("kind", "image-text" if isinstance(facts.get("text"), dict) else "image"))
 
 
-def model_loader(found: Checkpoint) -> Callable[[Checkpoint], nn.Module] | None:
+def model_loader(found: Checkpoint) -> Callable[[Checkpoint, int], nn.Module] | None:
     """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for images alone.
+
+    It takes the checkpoint and the images' side in pixels, 0 for the model's own.
 
     Raises:
         UserError: for a kind that this kit does not know.

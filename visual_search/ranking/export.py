@@ -229,7 +229,7 @@ def load_model(
         if loader is None:
             model, *_ = trained_embedder(checkpoint, input_size or None)
         else:
-            model = loader(checkpoint)
+            model = loader(checkpoint, input_size)
     except (UserError, RuntimeError) as error:
         if script is None or input_size not in (0, checkpoint.architecture.input_size):
             raise

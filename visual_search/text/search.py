@@ -30,6 +30,7 @@ from visual_search.model.clip_folder import (
     open_clip_settings,
 )
 from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
+from visual_search.model.patches import resized_state
 from visual_search.ranking.embed import (
     Embeddings,
     default_device,
@@ -104,14 +105,16 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     if is_clip_folder(source):
         return _pretrained(f"clip/{source}", input_size)
     found = load_checkpoint(source)
-    visual, width = rebuild_embedder(found.architecture), found.architecture.dimension
+    architecture, own = found.architecture, found.architecture.input_size
+    size, width, state = input_size or own, architecture.dimension, dict(found.state)
+    visual = rebuild_embedder(dataclasses.replace(architecture, input_size=size))
     encoder = DualEncoder(visual, width, *_settings(found), files=found.path.parent)
     try:
-        encoder.load_state_dict(dict(found.state))
+        encoder.load_state_dict(state if size == own else resized_state(state, encoder))
     except RuntimeError as error:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
-    return TextSearchModel(encoder.eval(), input_size or found.architecture.input_size, settings)
+    return TextSearchModel(encoder.eval(), size, settings.at(size, own))
 
 
 def _pretrained(name: str, input_size: int) -> TextSearchModel:
@@ -139,9 +142,9 @@ def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
     return TextSearchModel(encoder.eval(), size, EmbedSettings())
 
 
-def load_image_side(found: Checkpoint) -> Embedder:
+def load_image_side(found: Checkpoint, input_size: int = 0) -> Embedder:
     """Pixels to unit vectors of the shared space, for commands that know images alone."""
-    return load_text_model(found.path.parent).embedder
+    return load_text_model(found.path.parent, input_size).embedder
 
 
 def check_same(

@@ -25,10 +25,12 @@ from tests.visual_search.tiny_clips import (
 from visual_search import main_query, main_zero_shot
 from visual_search.config import BackboneConfig
 from visual_search.data.images import ImageItem
+from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.clip_folder import MEAN, STD
 from visual_search.model.embedder import build_embedder, rebuild_embedder
-from visual_search.text.config import TextConfig
-from visual_search.text.encoder import create_text_towers
+from visual_search.ranking.export import load_model
+from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.encoder import create_text_towers, network_facts
 from visual_search.text.pretrained_towers import byte_pairs
 from visual_search.text.search import load_text_model
 
@@ -120,6 +122,24 @@ def test_it_is_built_again_without_its_folder(pixels: Tensor, tmp_path: Path) ->
     assert torch.equal(
         towers(towers.tokenize(TEXTS)), model.encoder.text(model.encoder.text.tokenize(TEXTS))
     )
+
+
+@torch.no_grad()
+def test_a_run_sees_another_size_as_its_clip_does(tmp_path: Path) -> None:
+    ru_clip(tmp_path / "clip")
+    name = f"clip/{tmp_path / 'clip'}"
+    _, architecture = build_embedder(BackboneConfig(name, "hub", MEAN, STD), SIDE)
+    encoder, best = load_text_model(tmp_path / "clip").encoder, tmp_path / "run" / "best"
+    described = network_facts(
+        TextConfig((name,), "hub"), ProjectionConfig("none", architecture.dimension)
+    )
+    save_checkpoint(best, architecture, encoder.state_dict(), {}, {"text": described})
+    encoder.text.save_files(best)
+    larger = torch.zeros(1, 3, 2 * SIDE, 2 * SIDE, dtype=torch.uint8)
+    expected = load_text_model(tmp_path / "clip", 2 * SIDE).encoder(larger)
+    torch.testing.assert_close(load_text_model(best, 2 * SIDE).encoder(larger), expected)
+    seen = load_model(load_checkpoint(best), torch.device("cpu"), input_size=2 * SIDE)(larger)
+    torch.testing.assert_close(seen, expected)
 
 
 FAULTS: dict[str, Callable[[Path], object]] = {
