@@ -48,6 +48,8 @@ NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
 TRIED = " (attempt "
 """Stands in the reason of a failure that may pass."""
+REFUSED, TOO_LARGE = f"refused: {NOT_PUBLIC}", "larger than "
+"""Begin the reasons of what another `allow_private` or `max_mb` may let in."""
 
 REFUSED_TYPES = ("text/", "application/json", "application/xml", "application/xhtml")
 """Media types that no image has: a page saying that something went wrong."""
@@ -67,8 +69,8 @@ class Download(NamedTuple):
 
 
 def may_pass(reason: str | None) -> bool:
-    """Whether a failure of that reason is worth another try on another day."""
-    return reason is not None and TRIED in reason
+    """Whether a failure of that reason is worth another try, on another day or otherwise set."""
+    return reason is not None and (TRIED in reason or reason.startswith((REFUSED, TOO_LARGE)))
 
 
 class Failed(Exception):
@@ -199,7 +201,7 @@ class Downloader:
         if kind.startswith(REFUSED_TYPES):
             raise Failed(f"the server sent {kind}, not an image")
         limit = int(self.config.max_mb * 1e6)
-        too_large = Failed(f"larger than {limit} bytes")
+        too_large = Failed(f"{TOO_LARGE}{limit} bytes")
         if (response.content_length or 0) > limit:
             raise too_large
         chunks, size = [], 0
@@ -253,7 +255,7 @@ def failure(error: Exception) -> Failed:
         return error
     # A host with several addresses reports several errors as one; only the text remains.
     if NOT_PUBLIC in str(getattr(error, "os_error", "")):
-        return Failed(f"refused: {NOT_PUBLIC}")
+        return Failed(REFUSED)
     if isinstance(error, TimeoutError):
         return Failed("no complete answer in time", retry=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):

@@ -122,7 +122,7 @@ class Filling:
     distributed: bool = False
     """Whether each piece may be worked on by another machine; all of them see the folder."""
     retry_failed: bool = False
-    """Try images again that failed for a reason that may have passed."""
+    """Try images again that failed for what may have passed, or for a limit of `download`."""
 
 
 def add_filling_options(
@@ -138,7 +138,7 @@ def add_filling_options(
     """
     add, text = parser.add_argument, f"{of} (%(default)s)"
     add(piece, dest="piece", metavar="N", type=whole_number(1), default=1000, help=text)
-    text = "try again what failed for a passing reason"
+    text = "try again what failed for a passing reason, by --max-mb or without --allow-private"
     add("--retry-failed", action="store_true", help=text)
     group = parser.add_argument_group("downloading")
     helps = dict(re.findall(r"^        (\w+): (.+)\.$", DownloadConfig.__doc__ or "", re.MULTILINE))

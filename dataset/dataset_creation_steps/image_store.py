@@ -21,6 +21,7 @@ from dataset.dataset_creation_steps import snapshots
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
 from dataset.dataset_creation_steps.snapshots import is_stopped
 from dataset.downloads import Download, Downloader, extension, image_problem, may_pass
+from visual_search.common.errors import UserError
 from visual_search.common.files import write_bytes
 
 FETCH_BATCH = 64
@@ -139,13 +140,19 @@ class ImageStore:
             where there is none.
 
         Raises:
-            UserError: when the network seems to be down.
+            UserError: when the network seems to be down, or images of another size are there.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         snapshots.remove_leftovers(self.root.parent, self.root.name)
         for leftover in self.root.glob("*/.*.tmp"):
             leftover.unlink(missing_ok=True)
-        records = self._records()
+        records, hint = self._records(), str(how.download.size_hint)
+        # Earlier versions wrote "plan", whatever the size.
+        if others := {*map(snapshots.source_of, self._pieces())} - {hint, "plan"}:
+            raise UserError(
+                f"the images in {self.root} were asked for with the size hint "
+                f"{', '.join(map(str, others))}, not {hint}: name that one, or another folder"
+            )
         found = self._looked_up(wanted, records)
         # Neither kept nor failed: an image that was not tried, or has gone since.
         missing = found[found["stored"].isna() & found["reason"].isna()]
@@ -228,4 +235,5 @@ class ImageStore:
             numbers if again else (),
         ):
             path = self.root / ".progress" / f"{number:05d}.photos"
-            snapshots.write_snapshot(path, piece.select(self._schema.names), "plan")
+            hint = str(how.download.size_hint)
+            snapshots.write_snapshot(path, piece.select(self._schema.names), hint)

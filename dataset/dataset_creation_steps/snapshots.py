@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.downloads import may_pass
+from dataset.downloads import TRIED, may_pass
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
 from visual_search.common.progress import progress_bar
@@ -114,7 +114,7 @@ def source_of(path: Path) -> str | None:
 
 
 def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows that failed for a reason that may have passed, and the others."""
+    """The rows that failed and are worth another try, and the others."""
     passing = [may_pass(reason) for reason in table["reason"].to_pylist()]
     chosen = pa.array(passing, pa.bool_())
     return table.filter(chosen), table.filter(pc.invert(chosen))
@@ -204,7 +204,8 @@ def check_network(number: int, table: pa.Table) -> None:
         UserError: when all images of a piece, :data:`FAILED_AT_ONCE` or more, failed for a reason
             that may pass.
     """
-    if table.num_rows >= FAILED_AT_ONCE and not split(table)[1].num_rows:
+    passing = (TRIED in (reason or "") for reason in table["reason"].to_pylist())
+    if table.num_rows >= FAILED_AT_ONCE and all(passing):
         raise UserError(
             f"not one of the {table.num_rows} images of piece {number} could be downloaded "
             f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"

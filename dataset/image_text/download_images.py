@@ -68,9 +68,12 @@ def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> K
     write_csv(failures_file(root), failed)
     found = found.loc[found["file"].notna(), ["image", "file"]]
     if found.empty:
-        raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
-    kept.contents = found["file"].nunique()
+        raise UserError(
+            f"no image could be had; {failures_file(root)} has the reasons (--retry-failed tries "
+            "again)"
+        )
     found = found.drop_duplicates("image")
+    kept.contents = found["file"].nunique()
     files, index = found["file"].tolist(), pd.Index(keys(found["image"].tolist()))
     kept.images = len(index)
     encode = msgspec.json.Encoder().encode

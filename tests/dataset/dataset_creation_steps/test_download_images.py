@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from dataset.dataset_creation_steps import image_store
@@ -16,6 +17,7 @@ from dataset.dataset_creation_steps.engine import (
     failures_file,
     start_engine,
 )
+from dataset.dataset_creation_steps.snapshots import read_snapshot, write_snapshot
 from tests.commands import refused, stopped
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
@@ -136,6 +138,30 @@ def test_failures_that_may_pass_are_tried_again_on_request(
     assert server.requests.total() == before
     assert call(chosen, root, retry_failed=True) == (4, ["HTTP 404"])
     assert server.requests.total() == before + 1  # the one image, not its whole piece
+
+
+@pytest.mark.parametrize("limit", [{"allow_private": False}, {"max_mb": 0.0001}])
+def test_what_an_option_kept_out_is_tried_again_with_another(
+    server: ImageServer, tmp_path: Path, limit: dict[str, float]
+) -> None:
+    root = tmp_path / "images_mean_50k"
+    chosen = selection(tmp_path / "s.parquet", rows_of(server))
+    narrow = Filling(replace(CONFIG, **limit), 24)  # type: ignore[arg-type]
+    refused("--retry-failed tries again", download_images, [chosen], root, narrow)
+    assert call(chosen, root, retry_failed=True) == (24, [])
+
+
+def test_images_of_another_size_are_not_passed_off_as_the_size_asked_for(
+    server: ImageServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "images_mean_50k"
+    chosen = selection(tmp_path / "s.parquet", rows_of(server))
+    assert call(chosen, root) == (24, [])
+    larger = Filling(replace(CONFIG, size_hint=900), 5)
+    refused(f"{root} were asked for .* hint 500, not 900", download_images, [chosen], root, larger)
+    for piece in (root / ".progress").iterdir():  # as earlier versions wrote it: any size
+        write_snapshot(piece, pa.table(read_snapshot(piece).to_pydict()), "plan")
+    assert len(download_images([chosen], root, larger)) == 24
 
 
 def test_a_network_that_goes_down_stops_the_step_soon(server: ImageServer, tmp_path: Path) -> None:
