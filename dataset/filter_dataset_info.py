@@ -139,6 +139,8 @@ def main() -> None:
     arguments = vars(parse_arguments())
     file: Path = arguments.pop("dataset_info")
     sheet = arguments.pop("contact_sheet")
+    if not any(arguments[name] for name in ("dedup", "min_size", "max_size")):
+        raise UserError("nothing is asked for: name --dedup, --min_size or --max_size")
     table, removed = filter_table(file, **arguments)
     from visual_search.common.files import write_csv
 

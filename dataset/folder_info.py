@@ -108,8 +108,8 @@ def describe_folder(
         counts = Counter(entry.label for entry in entries if not entry.reason)
         kept = {label for label, count in counts.items() if count >= min_images}
         info.classes = len(kept)
-        small = f"classes with fewer than {min_images} images, left out"
-        info.notes[small] = len(counts) - len(kept)
+        small = f"classes with fewer than {min_images} readable images, left out"
+        info.notes[small] = len({entry.label for entry in entries}) - len(kept)
         rows = (
             InfoRow(e.name, e.label, width=e.width, height=e.height, hash=e.hash)
             for e in entries

@@ -156,7 +156,7 @@ def _challenge_split(
     """
     from visual_search.data.dataset_info import InfoRow
     from visual_search.data.schema import BOX_COLUMNS, check_table, integers
-    from visual_search.data.tables import image_items, read_gallery, read_queries
+    from visual_search.data.tables import image_items, read_gallery, read_queries, tell
 
     queries = folder / "queries.csv"
     check_table(read_queries(queries)[[*BOX_COLUMNS]], queries)
@@ -171,6 +171,8 @@ def _challenge_split(
         raise UserError(
             f"{folder / 'gallery.csv'} has fewer products ({len(products)}) than --folds ({folds})"
         )
+    if alone := sum(product not in products for product in sides["queries.csv"][1].tolist()):
+        tell(f"{queries}: {alone} queries without a match are in {ALL}queries.csv alone")
     held_out = split(products, seed, folds)[fold]
     rows, lists = [], {}
     for name, (side, ids) in sides.items():

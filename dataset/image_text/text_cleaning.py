@@ -196,7 +196,7 @@ def _write_pairs(
     """Drop the texts whose keys are `common`, and write the rest as pairs.
 
     Images of the same content, a `repeated` file, are right for each other's queries, and so are
-    those with exactly the same texts. Such a group is on one side: nothing is tested that was seen
+    others with exactly the same texts. Such a group is on one side: nothing is tested that was seen
     in training.
     """
     import numpy as np

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dataset.contact_sheet import draw_groups
 from dataset.filter_dataset_info import filter_table, main
-from tests.commands import inside, refused
+from tests.commands import inside, refused, stopped
 from tests.conftest import csv_rows, draw_product, write_csv
 from tests.visual_search.evaluation.test_report import Page
 from visual_search.data.duplicates import find_removals
@@ -163,3 +163,5 @@ def test_of_many_groups_some_are_drawn(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "t.csv", ["file_name", "label"], [("a", "x")])
     refused("no column 'width'", filter_table, file, dedup=True)
+    said = stopped(main, "--dataset_info", file, "--threshold", 4)
+    assert "nothing is asked for: name --dedup" in said

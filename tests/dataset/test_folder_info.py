@@ -97,14 +97,19 @@ def test_two_at_once_do_not_write_one_folder(folder: Path, tmp_path: Path) -> No
 
 def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "tables" / "deep"
+    (folder / "cut").mkdir()
+    (folder / "cut" / "a.jpg").write_bytes(b"no image")
     done = describe_folder(folder, target, hashes=True, min_images=2)
     table = csv_rows(target / "dataset_info.csv")
     assert {row["label"] for row in table} == {"cup", "shoe/left"}
-    assert (done.classes, done.notes["classes with fewer than 2 images, left out"]) == (2, 1)
+    small = "classes with fewer than 2 readable images, left out"
+    assert (done.classes, done.notes[small]) == (2, 2)
     for row in table:
         assert (target / row["file_name"]).is_file()
         assert row["hash"] == hash_and_size((target / row["file_name"]).read_bytes())[0]
-    assert sorted(path.name for path in folder.iterdir()) == ["cup", "lamp", "shoe", "stray.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("cup", "cut", "lamp", "shoe", "stray.png")
+    ]
 
 
 def test_nothing_to_describe_is_said(tmp_path: Path) -> None:

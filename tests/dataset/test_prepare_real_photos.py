@@ -102,6 +102,25 @@ def test_either_data_set_will_do(data: Path, tmp_path: Path) -> None:
     assert prepare(data, data / "real")  # its own tables are not taken for the challenge's
 
 
+def test_queries_without_a_match_are_told_and_long_ids_stay_apart(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    challenge = data / "development_test_data"
+    for name in ("gallery.csv", "queries.csv"):
+        table = pd.read_csv(challenge / name)
+        table["product_id"] += 2**60
+        if name == "queries.csv":
+            table.loc[0, "product_id"] = 7
+        table.to_csv(challenge / name, index=False)
+    prepare(challenge, tmp_path / "real")
+    said = "queries.csv: 1 queries without a match are in all_queries.csv alone"
+    assert said in capsys.readouterr().err
+    rows = {name: pd.read_csv(tmp_path / "real" / name) for name in (PRODUCTS_TABLE, "gallery.csv")}
+    assert (
+        rows[PRODUCTS_TABLE]["label"].nunique() + rows["gallery.csv"]["product_id"].nunique() == 5
+    )
+
+
 def test_faults_are_named(data: Path, tmp_path: Path) -> None:
     grocery = data / "GroceryStoreDataset" / "dataset"
     lines = (grocery / "val.txt").read_text()

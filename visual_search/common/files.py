@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import json
@@ -117,8 +118,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, with Unix line ends, atomically."""
+    # Of itself, csv leaves a lone carriage return bare, at which every reader ends the row.
+    texts = (cells.astype(str) for _, cells in table.select_dtypes(exclude="number").items())
+    bare = any(cells.str.contains("\r", regex=False).any() for cells in texts)
+    quoting = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
     with written_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_figure(path: Path, figure: Figure) -> None:

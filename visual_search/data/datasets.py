@@ -198,7 +198,7 @@ def read_training_table(
 def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> str:
     """Refuse a list without images, or one most of whose images are absent.
 
-    A thousand images spread over the list are looked for.
+    One to two thousand images spread over the list are looked for.
 
     Returns:
         What to add to a sentence about the list: how many of them are missing; empty for none.

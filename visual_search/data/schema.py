@@ -46,7 +46,8 @@ def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     wrong = np.flatnonzero(np.isnan(values))
     if len(wrong):
         _refuse(table, path, column, wrong, "write a whole number")
-    return values.astype(np.int64)
+    # Once more: as float64 the last digits of long ids are lost.
+    return pd.to_numeric(table[column]).to_numpy().astype(np.int64)
 
 
 def _refuse(

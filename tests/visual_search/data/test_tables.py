@@ -17,6 +17,7 @@ from dataset.get_kfold_split import write_folds
 from dataset.get_train_test_split import split_by_classes
 from tests.commands import refused
 from tests.conftest import write_csv
+from visual_search.common import files
 from visual_search.data import tables
 from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
@@ -240,3 +241,13 @@ def test_lines_of_rows(tmp_path_factory: pytest.TempPathFactory, rows: list[list
     path.write_text(text.getvalue(), newline="")
     with mock.patch.object(tables, "ROWS_AT_ONCE", 2):  # wherever the chunks end
         assert read_table(path, ["a"]).index.tolist() == expected[1:]
+
+
+@given(rows=st.lists(st.tuples(*[st.text('a \r\n,"', max_size=4)] * 2), max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_what_is_written_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("written") / "t.csv"
+    files.write_csv(path, pd.DataFrame(rows, columns=["label", "note"], dtype=object))
+    assert list(read_table(path, []).itertuples(index=False, name=None)) == rows
