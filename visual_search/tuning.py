@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import math
 import shutil
 import time
@@ -70,7 +71,10 @@ def _distribution(
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if choices and low is high is None:
-        return CategoricalDistribution(choices)
+        # A list, such as optim.betas, as it is typed: Optuna and pandas need values that hash.
+        return CategoricalDistribution(
+            [json.dumps(one) if isinstance(one, list | dict) else one for one in choices]
+        )
     if not isinstance(log, bool):
         raise ValueError(f"log is true or false, not {log!r}")
     if type(low) is type(high) is int:
@@ -127,8 +131,9 @@ def tune(
         grid: in place of drawing, these settings are trained once each, all to their ends.
 
     Raises:
-        UserError: of `train_trial`, where nothing was trained yet; later ones are kept with the
-            trial, which counts as stopped.
+        UserError: where the search was begun with other choices, or a grid with other keys; of
+            `train_trial`, where nothing was trained yet; later ones are kept with the trial, which
+            counts as stopped.
     """
     import optuna
     from optuna.trial import TrialState
@@ -145,6 +150,7 @@ def tune(
     )
     median = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     study.pruner = optuna.pruners.NopPruner() if grid else median
+    _check_space(study, space, folder, exactly=bool(grid))
     _queue_interrupted(study)
     over = math.inf if timeout is None else time.monotonic() + timeout
     while len(ended(study)) < trials and time.monotonic() < over:
@@ -162,6 +168,29 @@ def tune(
         _keep_the_best(study, told, folder / "trials")
         gc.collect()  # what a training leaves on a GPU
     return study
+
+
+def _check_space(study: optuna.Study, space: Space, folder: Path, exactly: bool) -> None:
+    """Refuse other choices than earlier trials were drawn from, or `exactly` other keys."""
+    from optuna.distributions import check_distribution_compatibility
+
+    for trial in study.get_trials(deepcopy=False):
+        was = trial.distributions
+        try:
+            for key in {*space, *was} if exactly and was else {*space} & {*was}:
+                check_distribution_compatibility(was[key], space[key])
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder} was begun with other keys or choices in its search space "
+                f"({', '.join(f'{key}: {_choices(one)}' for key, one in was.items())}): continue "
+                "it with the same, or choose another --name"
+            ) from error
+
+
+def _choices(wanted: Any) -> str:
+    if hasattr(wanted, "choices"):
+        return f"one of {', '.join(map(str, wanted.choices))}"
+    return f"{wanted.low:g} to {wanted.high:g}"
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

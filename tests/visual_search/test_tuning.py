@@ -21,12 +21,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from visual_search.common.run_folder import RunFolder
 from visual_search.tuning import (
     OnValidation,
+    combinations,
     ended,
     finished,
     plot,
     read_search_space,
     tune,
     write_best,
+    write_grid,
 )
 
 SPACE = {
@@ -130,11 +132,13 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         "optim.head_lr: {low: 1e-5, high: 3.0e-3, log: true}\n"
         "train.epochs: {low: 2, high: 9}\n"
         "margin.name: {choices: [arcface, cosface]}\n"
+        "optim.betas: {choices: [[0.9, 0.99], [0.8, 0.9]]}\n"
     )
     assert read_search_space(path) == {
         "optim.head_lr": FloatDistribution(1e-5, 3e-3, log=True),
         "train.epochs": IntDistribution(2, 9),
         "margin.name": CategoricalDistribution(("arcface", "cosface")),
+        "optim.betas": CategoricalDistribution(("[0.9, 0.99]", "[0.8, 0.9]")),
     }
 
 
@@ -157,3 +161,29 @@ def test_a_bad_search_space_names_its_key(tmp_path: Path, text: str, words: str)
     path = tmp_path / "space.yml"
     path.write_text(text)
     assert str(path) in refused(words, read_search_space, path)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"a": [1, 2, 3], "b": ["[]", "[1]"]},
+        {"a": [3, 4], "b": ["[]", "[1]"]},
+        {"a": [1, 2]},
+        {"a": [1, 2], "b": ["[]", "[1]"], "c": [1, 2]},
+    ],
+    ids=["more", "others", "fewer keys", "more keys"],
+)
+def test_a_grid_is_continued_with_the_same_choices_or_refused(
+    later: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    def grid(space: Mapping[str, list[Any]]) -> str:
+        spread = {key: CategoricalDistribution(choices) for key, choices in space.items()}
+        rows = combinations(spread, tmp_path)
+        quick = lambda settings, run, told: run.start("x") or 0.5  # noqa: E731
+        study = tune(tmp_path, spread, quick, trials=len(rows), grid=rows)
+        assert len(finished(study)) == len(rows)
+        return write_grid(study, spread, tmp_path)
+
+    first = {"a": [1, 2], "b": ["[]", "[1]"]}
+    assert grid(first) == grid(first)
+    refused("begun with other keys or choices .*a: one of 1, 2", grid, later)

@@ -32,8 +32,8 @@ def choose_classes(
         seed: of the draws.
 
     Returns:
-        The images that stay, in their order; their classes are numbered anew, in their order. The
-        same list where nothing was asked for.
+        The images that stay, in their order; their classes and sources are numbered anew, in their
+        order. The same list where nothing was asked for.
 
     Raises:
         UserError: when a source has no class with enough images.
@@ -62,13 +62,16 @@ def choose_classes(
     limits = np.asarray(at_most)[sources]
     places = places_within(images.labels, seed)
     rows = np.flatnonzero(kept[images.labels] & ((limits == 0) | (places < limits)))
+    # Of a small source the draw may leave nothing.
+    left, renumbered = np.unique(sources[rows], return_inverse=True)
     return replace(
         images,
         paths=PathList(images.paths[row] for row in rows.tolist()),
         labels=(np.cumsum(kept) - 1)[images.labels[rows]],
         boxes=None if images.boxes is None else images.boxes[rows],
         class_names=tuple(images.class_names[label] for label in np.flatnonzero(kept)),
-        sources=sources[rows],
+        sources=renumbered,
+        source_weights=tuple(images.source_weights[source] for source in left),
     )
 
 

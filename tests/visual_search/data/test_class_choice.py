@@ -51,13 +51,15 @@ def test_what_stays_obeys_every_limit(
     for name, count in counts.items():
         limit = at_most[of_source[name]]
         assert count == min(limit or sizes[name], sizes[name])
-    # Photos keep their names, order and source.
+    # Photos keep their names, order and source; of each source there are some.
     was = dict(zip(map(str, both.paths), both.labels.tolist(), strict=True))
     paths = [str(path) for path in chosen.paths]
     assert [both.class_names[was[path]] for path in paths] == kept
     assert paths == [path for path in map(str, both.paths) if path in set(paths)]
     assert chosen.sources is not None
-    assert [path[0] for path in paths] == ["ab"[source] for source in chosen.sources.tolist()]
+    weights = [chosen.source_weights[source] for source in chosen.sources]
+    assert weights == [{"a": 1.0, "b": 0.5}[path[0]] for path in paths]
+    assert np.bincount(chosen.sources, minlength=len(chosen.source_weights)).all()
 
 
 def test_a_smaller_draw_is_a_part_of_a_larger() -> None:
