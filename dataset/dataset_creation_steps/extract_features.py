@@ -214,10 +214,7 @@ def main() -> None:
     print(f"the model that compares is {run}", flush=True)
     how, gpus = filling(arguments), arguments.gpus
     extract(parquet, run, how, gpus=gpus, overwrite=arguments.overwrite)
-    print(
-        "next: python dataset/dataset_creation_steps/analyse_pairs.py "
-        f'{parquet} "{parquet}_*.embeddings"'
-    )
+    print(f"next: python dataset/dataset_creation_steps/analyse_pairs.py {parquet}")
 
 
 if __name__ == "__main__":

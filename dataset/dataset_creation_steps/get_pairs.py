@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -141,11 +142,16 @@ def extract(path: Path, reader: Callable[..., Row | None], output: Path) -> dict
     return dict(sorted(tally.items()))
 
 
-def _duplicates(products: Path) -> int:
-    """Rows whose asin an earlier row had."""
+def _frame(path: Path) -> Any:
+    """The rows of a parquet file, for the engine, which takes names for patterns."""
     import daft
 
-    asins = daft.read_parquet(str(products)).select("asin")
+    return daft.read_parquet(re.sub(r"([][*?{}\\])", r"\\\1", str(path)))
+
+
+def _duplicates(products: Path) -> int:
+    """Rows whose asin an earlier row had."""
+    asins = _frame(products).select("asin")
     return int(asins.count_rows() - asins.distinct().count_rows())
 
 
@@ -157,9 +163,9 @@ def _joined(parts: Path) -> Any:
         lists = rows.select("asin", "urls").explode("urls")
         return lists.groupby("asin").agg(daft.col("urls").list_agg_distinct().alias(column))
 
-    users = images(daft.read_parquet(str(parts / "reviews.parquet")), "user_images")
+    users = images(_frame(parts / "reviews.parquet"), "user_images")
     # Only what reviews have images of goes on from here: most products have none.
-    products = daft.read_parquet(str(parts / "products.parquet"))
+    products = _frame(parts / "products.parquet")
     wanted = products.join(users.select("asin"), on="asin", how="semi")
     titles = wanted.groupby("asin").agg(daft.col("title").max())
     return (
