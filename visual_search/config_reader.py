@@ -139,7 +139,9 @@ def _described(name: str, kind: type) -> str:
 
 def _checked_keys(path: Path, kind: Any, prefix: str = "") -> dict[str, Path]:
     """The file each dotted key comes from; refuses keys that `kind` does not have."""
-    values = read_yaml(path, "the config") or {}
+    values = read_yaml(path, "the config")
+    if values is None:
+        raise UserError(f"the config {path} is empty")
     return _walk(path, values, kind, prefix)
 
 
@@ -154,12 +156,14 @@ def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
             near = difflib.get_close_matches(str(key), hints, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
             raise UserError(f"{path}: unknown key '{prefix}{key}'; {advice}")
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise UserError(f"{path}: {prefix}{key} is empty; write a value, or leave the key out")
         origins[f"{prefix}{key}"] = path
         entry = (typing.get_args(hints[key]) or (None,))[0]
         if dataclasses.is_dataclass(entry):  # a list of tables
-            if not isinstance(value or [], list):
+            if not isinstance(value, list):
                 raise UserError(f"{path}: {prefix}{key} must be a list of tables, not {value!r}")
-            for number, part in enumerate(value or ()):
+            for number, part in enumerate(value):
                 origins |= _walk(path, part, entry, f"{prefix}{key}.{number}.")
         if not dataclasses.is_dataclass(hints[key]):
             continue

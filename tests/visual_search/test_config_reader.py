@@ -101,6 +101,13 @@ def test_the_resolved_config_gives_the_same_phase_again(tmp_path: Path, project:
             "dataset.tables.0.weight is 0.0; it must be above 0",
         ),
         ("train: {epochs: 0}", "train.epochs is 0; it must be 1 or more"),
+        ("optim: {head_lr: 1}\noptim: {floor: 1}", "the key optim is there twice"),
+        ("optim:\n  floor: 0\n  floor: 1", "the key floor is there twice"),
+        ("margin: {name: }", "margin.name is empty; write a value, or leave the key out"),
+        ("dataset: {tables: }", "dataset.tables is empty"),
+        ("dataset: {tables: [{file: a.csv, root: }]}", "dataset.tables.0.root is empty"),
+        ("optim:", "optim is empty"),
+        ("# nothing", "is empty"),
     ],
 )
 def test_a_fault_names_its_file_and_key(tmp_path: Path, text: str, words: str) -> None:

@@ -229,12 +229,25 @@ def read_yaml(path: Path, what: str) -> Any:
         what: is in it, for the message: "the config".
 
     Raises:
-        UserError: when it cannot be read, or is no YAML.
+        UserError: when it cannot be read, is no YAML, or has a key twice.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is there twice: the first would be lost without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set[str]()
+            for key, _ in node.value:
+                if key.value in seen:
+                    words = f"the key {key.value} is there twice"
+                    raise yaml.MarkedYAMLError(problem=words, problem_mark=key.start_mark)
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(read_text(path))
+        return yaml.load(read_text(path), Loader)
     except RecursionError as error:
         raise UserError(f"{what} {path} is not valid YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # the latter of dates and bytes that are none
