@@ -5,6 +5,7 @@ One row is one image with all its queries (`pairs.parquet`); :data:`SCHEMA` says
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,9 +81,14 @@ class PairTable:
 
         return [ImageItem(path) for path in self.paths]
 
-    def rows_of(self, column: str) -> Column:
-        """The texts of each image: `queries`, as typed, or `texts`, cleaned."""
-        return self.texts if column == "texts" else self.queries
+    def texts_of(self, image: int, column: str) -> list[str]:
+        """An image's `queries`, as typed, or `texts`, cleaned, without repeats.
+
+        A query of which cleaning left nothing is still what was typed.
+        """
+        own = self.texts if column == "texts" else self.queries
+        texts = [text for text in own[image] if text.strip()]
+        return list(dict.fromkeys(texts or self.queries[image]))
 
     def take(self, indexes: np.ndarray | Sequence[int]) -> PairTable:
         """Some of the rows, in that order; groups keep their numbers."""
@@ -94,6 +100,15 @@ class PairTable:
         if self.clusters is not None:
             taken["clusters"] = self.clusters[rows]
         return replace(self, paths=PathList(self.paths[row] for row in rows.tolist()), **taken)
+
+
+def in_small_letters(texts: Sequence[str]) -> list[str]:
+    """As queries are mostly typed: names of products would else train what is never asked.
+
+    Letters are composed (Unicode NFC), as most tokenizers know no others. Texts that are equal so
+    are one.
+    """
+    return [unicodedata.normalize("NFC", text.strip()).lower() for text in texts]
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
@@ -227,15 +242,12 @@ class QueryTexts:
     def __init__(self, table: PairTable, dataset: PairDataConfig) -> None:
         """`dataset` says which column, how many of an image's queries, and the draws' seed."""
         self.table, self.dataset = table, dataset
-        self.rows = table.rows_of(dataset.text_column)
         _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)
         """`first` is the first image of each product; `groups`, `(n,)`: the products, 0..g-1."""
 
     def of(self, image: int) -> list[str]:
         """The texts that image `image` may be shown with, without repeats."""
-        texts = [text for text in self.rows[image] if text.strip()]
-        # A query of which cleaning left nothing is still what was typed.
-        return list(dict.fromkeys(texts or self.table.queries[image]))
+        return self.table.texts_of(image, self.dataset.text_column)
 
     def everything(self, most: int = 50_000) -> list[str]:
         """The texts of the images, of at most so many spread over the table."""
@@ -263,7 +275,7 @@ class QueryTexts:
                 known = [known[int(draw[0]) % len(known)]]
             texts += known[: self.dataset.most_queries]
             owners += [row] * len(known[: self.dataset.most_queries])
-            keys.append(known[0] if draws else "\n".join(sorted(known)))
+            keys.append("\n".join(sorted(set(in_small_letters(known)))))
         every_row_one = len(texts) == len(keys)
         return ChosenTexts(
             texts,

@@ -12,8 +12,8 @@ from visual_search.common.errors import UserError
 from visual_search.model.projections import pca
 from visual_search.model.weights import PACKAGED_WEIGHTS, read_state_dict
 from visual_search.text.encoder import DualEncoder
+from visual_search.text.pairs import in_small_letters
 from visual_search.text.projections import IMAGENET_CLASSES
-from visual_search.text.towers import in_small_letters
 
 NAMES_SHARE = 0.6
 """Length of the class names' answer in the shared space, the texts' own being 1."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from visual_search.evaluation.metrics import METRICS, hits_among
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.search import top_k
-from visual_search.text.pairs import PairTable
+from visual_search.text.pairs import PairTable, in_small_letters
 
 REPORTED = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP": "mAP@1000"}
 """The metrics by the names that they have here."""
@@ -43,9 +43,8 @@ class Relevance:
 
 def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
     """The relevant answers in a table of pairs, by queries, as typed, or texts, cleaned."""
-    own = list(table.rows_of(column))
-    # Letters' case is no difference between two queries.
-    numbers, texts = pd.factorize(np.array([t.strip().lower() for row in own for t in row], object))
+    own = [in_small_letters(table.texts_of(image, column)) for image in range(len(table))]
+    numbers, texts = pd.factorize(np.array([text for row in own for text in row], object))
     groups = np.repeat(table.groups, [len(row) for row in own])
     said = pd.DataFrame({"text": numbers, "group": groups}).drop_duplicates()
     shown = pd.DataFrame({"image": np.arange(len(table)), "group": table.groups})

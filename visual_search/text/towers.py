@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from visual_search.text.pairs import in_small_letters
 from visual_search.text.sentence_encoders import sentence_encoder
 
 MOST_REMEMBERED = 100_000
@@ -209,11 +210,3 @@ class TextTowers(nn.Module):
         """Write what the towers need beside their weights."""
         for number, tower in enumerate(self.towers):
             tower.save_files(folder / f"tower-{number}")
-
-
-def in_small_letters(texts: Sequence[str]) -> list[str]:
-    """As queries are mostly typed: names of products would else train what is never asked.
-
-    Letters are composed (Unicode NFC), as most tokenizers know no others.
-    """
-    return [unicodedata.normalize("NFC", text.strip()).lower() for text in texts]

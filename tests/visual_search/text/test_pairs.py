@@ -21,6 +21,7 @@ from visual_search.text.pairs import (
     read_pairs,
     write_pairs,
 )
+from visual_search.text.retrieval import relevance_of
 
 
 def rows() -> list[dict[str, Any]]:
@@ -116,6 +117,22 @@ def test_a_draw_depends_on_seed_epoch_and_image_alone(table: PairTable) -> None:
     other = int(labels.max())
     chosen = texts.chosen(np.array([0]), np.array([other]), 0)
     assert chosen.texts[0] in table.queries[int(texts.first[other])]
+
+
+@pytest.mark.parametrize("how", ["draw", "mean"])
+def test_texts_that_the_towers_read_alike_are_one(how: Any, tmp_path: Path) -> None:
+    """Letters' case, spaces, forms of a letter; and what cleaning left empty is what was typed."""
+    typed = [["Ёлка"], [" \u0435\u0308лка"], ["ЁЛКА", "ёлка"], ["стол"]]
+    made = [pair_row(f"{n}.jpg", queries, texts=[""] * len(queries), split="test")
+            for n, queries in enumerate(typed)]  # fmt: skip
+    write_pairs(tmp_path / "pairs.parquet", pa.Table.from_pylist(made, schema=SCHEMA))
+    table = read_pairs(tmp_path / "pairs.parquet")
+    texts = QueryTexts(table, PairDataConfig(text_column="texts", queries_per_photo=how))
+    ids = texts.chosen(np.arange(4), texts.groups, 0).ids.tolist()
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    relevance = relevance_of(table, "texts")
+    assert relevance.texts == ["ёлка", "стол"]
+    assert [rows.tolist() for rows in relevance.images_of] == [[0, 1, 2], [3]]
 
 
 def test_equal_texts_have_equal_numbers(table: PairTable) -> None:
