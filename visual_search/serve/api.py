@@ -107,6 +107,8 @@ def _add_products(app: FastAPI, service: Service) -> None:
     @app.put(path, status_code=204)
     def put(product: ProductId, given: Annotated[Put, MULTIPART]) -> None:
         """Add or replace a product; without images, change what is told of it. Wants the key."""
+        if not given.model_fields_set & {"product", "images"}:
+            raise Refusal(422, "send product, images or both, as multipart/form-data")
         boxes = given.boxes or [None] * len(given.images)
         if len(boxes) != len(given.images):
             raise Refusal(422, "send a box or null for each image, or no boxes")

@@ -44,8 +44,11 @@ class Calibration:
     """Of each tenth that was said: mean probability, share that was right, share of queries."""
 
     def probability(self, scores: Sequence[float]) -> float:
-        """That the first of some hits, best first, is the product; one hit a product."""
-        lead = scores[0] - (scores[1] if len(scores) > 1 else 0.0)
+        """That the first of some hits, best first, is the product; one hit a product.
+
+        Of one that filters have left alone nobody knows a lead: it has none.
+        """
+        lead = scores[0] - scores[:2][-1]
         return float(np.interp(np.dot([scores[0], lead], self.slopes), *self.first))
 
     def word(self, score: float) -> str:
@@ -70,21 +73,24 @@ def fit(
             than the others, so that they make up :data:`ABSENT_SHARE`.
 
     Raises:
-        UserError: for too few queries, or where all or none are answered rightly.
+        UserError: for too few queries, or where all or none of a fold's are answered rightly.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
     first, products = right[:, 0], len(np.unique(groups))
-    if products < LEAST_QUERIES or first.all() or not first.any():
-        raise UserError(
-            f"{products} judged products, {int(first.sum())} of {len(first)} answers "
-            f"right, are too few to calibrate on: judge {LEAST_QUERIES} products or more"
-        )
+    few = UserError(
+        f"{products} judged products, {int(first.sum())} of {len(first)} answers "
+        f"right, are too few to calibrate on: judge {LEAST_QUERIES} products or more"
+    )
+    if products < LEAST_QUERIES:
+        raise few
     features = np.column_stack([scores[:, 0], scores[:, 0] - scores[:, 1]]).astype(np.float64)
     weights = np.where(absent, ABSENT_SHARE / (1 - ABSENT_SHARE), 1.0)
 
     def fitted(rows: Any) -> tuple[np.ndarray, Steps]:
+        if len(np.unique(first[rows])) < 2:
+            raise few
         model = LogisticRegression(C=1e4, max_iter=1000)
         slopes = model.fit(features[rows], first[rows], weights[rows]).coef_[0]
         return slopes, _isotonic(features[rows] @ slopes, first[rows], weights[rows])

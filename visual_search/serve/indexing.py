@@ -10,8 +10,8 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
-from visual_search.data.images import ImageProblem
-from visual_search.ranking.embed import refuse_broken_model
+from visual_search.data.images import ImageItem, ImageProblem
+from visual_search.ranking.embed import NOT_FINITE, refuse_broken_model
 from visual_search.serve.query_model import QueryModel
 from visual_search.serve.records import IndexedImage, IndexedModel, Product
 from visual_search.serve.store import Store
@@ -85,23 +85,29 @@ class Indexer:
                 bar.update(sum(len(product.images) for product in some))
 
     def _changed(self, products: Sequence[Product]) -> list[Product]:
-        """Those that differ from the index, with vectors, or problems, of their new images."""
+        """Those that differ from the index, with vectors, or problems, of their new images.
+
+        Files that could not be read are tried again: a drive may be back, a permission given.
+        """
         known = self.store.products([product.id for product in products])
-        there = {name: product.files() for name, product in known.items()}
-        changed: list[Product] = []
-        new: list[IndexedImage] = []
-        for product in products:
-            files, same = product.files(), there.get(product.id, {})
-            fresh = [image for file, image in files.items() if file not in same]
-            before = known.get(product.id)
-            if not before or before.facts() != product.facts() or files.keys() != same.keys():
-                changed.append(product)
-                new += fresh
+        there = {
+            name: {file: image for file, image in product.files().items() if not _unread(image)}
+            for name, product in known.items()
+        }
+        new = [
+            image
+            for product in products
+            for file, image in product.files().items()
+            if file not in there.get(product.id, {})
+        ]
         done = {image.item: image for image in self._embedded(new)}
-        for product in changed:
-            same = there.get(product.id, {})
+        changed: list[Product] = []
+        for product in products:
+            before, same = known.get(product.id), there.get(product.id, {})
             pairs = product.files().items()
             product.images = [same.get(file) or done[image.item] for file, image in pairs]
+            if not before or before.facts() != product.facts() or _state(before) != _state(product):
+                changed.append(product)
         return changed
 
     def fill(self) -> None:
@@ -135,6 +141,15 @@ class Indexer:
             else replace(image, vectors={self.indexed.id: vectors[image.item]})
             for image in images
         ]
+
+
+def _unread(image: IndexedImage) -> bool:
+    return image.problem is not None and not NOT_FINITE.startswith(image.problem)
+
+
+def _state(product: Product) -> dict[tuple[ImageItem, str], str | None]:
+    """The images of a product, and what is wrong with each."""
+    return {file: image.problem for file, image in product.files().items()}
 
 
 def measured_recall(store: Store, model: IndexedModel, seed: int = 0) -> str:

@@ -45,7 +45,7 @@ def read_judged(path: Path, store: Store) -> Judged:
     products = ids_of(table, "product_id", path)
     known, asked = compared(pd.Series(listed, dtype=object), products)
     there = dict(zip(known, listed, strict=True))
-    clicks = [(image.item, image.product) for image in store.clicked()]
+    clicks = [(image.item, image.product) for image in store.clicked(photos=True)]
     judged = [*zip(image_items(table, path.parent), map(there.get, asked), strict=True), *clicks]
     kept = [(item, product) for item, product in judged if product is not None]
     if not kept:

@@ -28,7 +28,6 @@ from visual_search.ranking.embed import default_device, embed_images
 from visual_search.ranking.export import load_model
 from visual_search.ranking.inference_plan import InferencePlan, plan_inference
 from visual_search.ranking.rank import UNUSED, trimmed
-from visual_search.ranking.store import weights_fingerprint
 from visual_search.serve.guard import Refusal
 from visual_search.text.first_ru_clip import is_first_ru_clip
 
@@ -81,16 +80,17 @@ class QueryModel:
             self.encoder, self.size = found.encoder.to(self.device), found.input_size
             self.settings, self.embedder = found.settings, found.embedder.eval()
             self.dimension = self.encoder.embed_texts(["a"]).shape[1]
-            weights = weights_fingerprint(self.encoder.state_dict())
+            facts: tuple[Any, ...] = found.facts(self.encoder)
         else:
             self.size = checkpoint.architecture.input_size
             self.dimension = checkpoint.architecture.dimension
             self.settings = EmbedSettings.parsed(
                 checkpoint.facts.get("embedding") or {}, str(checkpoint.path)
             )
-            self.embedder, weights = load_model(checkpoint, self.device), fingerprint(source)
-        facts = [weights, self.size, asdict(self.settings), PIXELS_VERSION]
-        self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+            self.embedder = load_model(checkpoint, self.device)
+            facts = (fingerprint(source), self.size, asdict(self.settings))
+        told = json.dumps([*facts, PIXELS_VERSION], sort_keys=True)
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         self._plan: InferencePlan | None = None
 
     def embed(self, items: Sequence[ImageItem], *, gallery: bool = False) -> list[Embedded]:

@@ -35,6 +35,11 @@ def _from_form(value: Any) -> Any:
     return from_json(value) if isinstance(value, str) else value
 
 
+def _chosen(value: Any) -> Any:
+    """An empty field of a form chooses nothing."""
+    return [one for one in value if one != ""] if isinstance(value, list) else value
+
+
 Text = AfterValidator(_storable)
 ProductId = Annotated[str, Field(max_length=200), BeforeValidator(id_of), Text]
 Category = Annotated[str, Field(max_length=200), AfterValidator(value_of), Text]
@@ -161,7 +166,7 @@ class IndexedModel:
 class Filters(BaseModel, extra="forbid"):
     """Which products may be found; what is None or empty lets all pass."""
 
-    category: list[Category] = []
+    category: Annotated[list[Category], BeforeValidator(_chosen)] = []
     """One of these."""
     price_min: Price = None
     price_max: Price = None

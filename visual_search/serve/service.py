@@ -168,9 +168,11 @@ class Service:
             # A second product is needed to know how far the first is ahead.
             count, by_product = max(asked.k, 2), asked.per == "product"
             hits = self.store.search(model, vector, count, asked, by_product=by_product)
-        calibration = model.calibration if asked.text is None else None
-        best = {hit.product["id"]: hit.score for hit in hits[::-1]}
-        first = sorted(best.values(), reverse=True)[:2]
+            calibration = model.calibration if asked.text is None else None
+            products = hits
+            if calibration and not by_product:  # all of them may be of one
+                products = self.store.search(model, vector, 2, asked)
+        first = [hit.score for hit in products[:2]]
         probability = calibration.probability(first) if calibration and hits else None
         kinds = ("like", "image", "text")
         QUERIES.labels("+".join(kind for kind in kinds if getattr(asked, kind) is not None)).inc()
@@ -212,6 +214,8 @@ class Service:
     def _vector(self, model: IndexedModel, asked: Asked) -> tuple[np.ndarray, Any, str | None]:
         """The query's vector, what was odd about it, and the path of its image where it is kept."""
         if asked.like is not None:
+            if asked.image or asked.text or asked.box:
+                raise Refusal(422, "like goes without image, box and text: send one or the other")
             vector = self.store.vector_of(model, asked.like)
             if vector is None:
                 raise Refusal(404, "there is no such image in the index")

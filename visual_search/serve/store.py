@@ -194,14 +194,17 @@ class Store(Database):
     def add_embeddings(self, images: Sequence[IndexedImage]) -> None:
         """Embeddings of images that lacked them, or what is wrong with them."""
         rows = {image.id: image for image in images}
-        there = "SELECT id FROM images WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE"
+        # Others were deleted, are being changed, or are of another file meanwhile.
+        there = (
+            "SELECT id, fingerprint FROM images WHERE id = ANY(%s) FOR NO KEY UPDATE SKIP LOCKED"
+        )
         with self.connection() as connection:
-            # Others were deleted meanwhile.
-            alive = connection.execute(there, (list(rows),))
-            _insert(connection, ((image, rows[image]) for (image,) in alive))
+            found = connection.execute(there, (list(rows),)).fetchall()
+            alive = [(row, rows[row]) for row, file in found if rows[row].fingerprint == file]
+            _insert(connection, alive)
             connection.cursor().executemany(
                 "UPDATE images SET problem = %s WHERE id = %s",
-                [(image.problem, image.id) for image in images if image.problem],
+                [(one.problem, image) for image, one in alive if one.problem],
             )
 
     def vectors(self, model: IndexedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -244,9 +247,10 @@ class Store(Database):
         # is put in the order of the distances outside.
         column = f"(vector::halfvec({model.dimension:d}))" if model.approximate else "vector"
         # The distance stands there once: PostgreSQL would compute a second one for each row.
+        order = "distance" if model.approximate else "distance, image"
         query = (
             f"WITH near AS MATERIALIZED (SELECT image, product, {column} <#> %(vector)s AS distance"
-            f" FROM {model.table} {inside} ORDER BY distance LIMIT %(limit)s) "
+            f" FROM {model.table} {inside} ORDER BY {order} LIMIT %(limit)s) "
             "SELECT image, -distance AS score, to_jsonb(products) AS product FROM near "
             "JOIN products ON products.id = near.product ORDER BY distance, image"
         )
@@ -286,9 +290,16 @@ class Store(Database):
         )
         return bool(self.rows(keep, query=query, product=product))
 
-    def clicked(self) -> list[IndexedImage]:
-        """Images of queries that led to a click, with the product that was clicked last."""
-        return [IndexedImage(**row) for row in self.rows("SELECT * FROM clicked")]
+    def clicked(self, *, photos: bool = False) -> list[IndexedImage]:
+        """Images of queries that led to a click, with the product that was clicked last.
+
+        Products that are gone are left out; `photos`: so are images of the index ("more like
+        this"), which find themselves first, and are not what was clicked.
+        """
+        query = "SELECT * FROM clicked WHERE product IN (SELECT id FROM products)"
+        if photos:
+            query += " AND NOT EXISTS (SELECT FROM images WHERE images.path = clicked.path)"
+        return [IndexedImage(**row) for row in self.rows(query)]
 
 
 def _insert(connection: Connection[Any], images: Iterable[tuple[int, IndexedImage]]) -> None:

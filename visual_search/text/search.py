@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
@@ -61,6 +61,8 @@ class TextSearchModel:
 
     encoder: DualEncoder
     """In evaluation mode."""
+    architecture: Architecture
+    """Of the visual tower: the same weights are another model with another activation."""
     input_size: int
     """Side in pixels at which images are seen."""
     settings: EmbedSettings
@@ -70,6 +72,15 @@ class TextSearchModel:
     def embedder(self) -> Embedder:
         """Pixels to unit vectors of the shared space."""
         return self.encoder.image_embedder()
+
+    def facts(self, part: nn.Module) -> tuple[str, dict[str, Any]]:
+        """What embeddings depend on: the weights of a part of it, and the settings."""
+        shape = self.architecture
+        if shape.settings:  # they say all; the folder that they come from may move
+            shape = dataclasses.replace(shape, backbone="clip")
+        settings = {"size": self.input_size, **dataclasses.asdict(self.settings)}
+        settings["architecture"] = dataclasses.asdict(shape)
+        return weights_fingerprint(part.state_dict()), settings
 
     def embed_images(self, images: Sequence[ImageItem], part: str = "") -> Embeddings:
         """Images as unit vectors of the shared space; `part` of the whole is in the progress.
@@ -114,7 +125,7 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     except RuntimeError as error:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
-    return TextSearchModel(encoder.eval(), size, settings.at(size, own))
+    return TextSearchModel(encoder.eval(), found.architecture, size, settings.at(size, own))
 
 
 def _pretrained(name: str, input_size: int) -> TextSearchModel:
@@ -123,10 +134,10 @@ def _pretrained(name: str, input_size: int) -> TextSearchModel:
     settings = clip_settings(Path(model)) if library == "clip" else open_clip_settings(model)
     size, width = input_size or settings["vision_cfg"]["image_size"], settings["embed_dim"]
     pixels: Any = (tuple(settings[key]) for key in ("mean", "std"))
-    visual, _ = build_embedder(BackboneConfig(name, "hub", *pixels), size)
+    visual, architecture = build_embedder(BackboneConfig(name, "hub", *pixels), size)
     text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
     encoder = DualEncoder(visual, width, text, projection)
-    return TextSearchModel(encoder.eval(), size, EmbedSettings())
+    return TextSearchModel(encoder.eval(), architecture, size, EmbedSettings())
 
 
 def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
@@ -139,7 +150,7 @@ def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
     projection = ProjectionConfig("ru-clip", len(state["neck.text.norm.bias"]))
     encoder = DualEncoder(visual, architecture.dimension, text, projection)
     load_first_ru_clip(encoder, folder)
-    return TextSearchModel(encoder.eval(), size, EmbedSettings())
+    return TextSearchModel(encoder.eval(), architecture, size, EmbedSettings())
 
 
 def load_image_side(found: Checkpoint, input_size: int = 0) -> Embedder:
@@ -205,8 +216,7 @@ class TextSearch:
             """`(n, d)`, unit vectors."""
             self.problems = found.problems
         else:
-            settings = {"size": model.input_size, **dataclasses.asdict(model.settings)}
-            folder = model_folder(cache, weights_fingerprint(model.embedder.state_dict()), settings)
+            folder = model_folder(cache, *model.facts(model.embedder))
             stored = stored_features(folder, self.gallery, model.embed_images)
             self.vectors, self.problems = stored.matrix, stored.problems(self.gallery)
 

@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.hostile import CONTENTS
 from tests.visual_search.serve.conftest import make_service
 from visual_search import main_serve
 from visual_search.serve.api import create_app
+from visual_search.serve.calibration import Calibration
 from visual_search.serve.guard import Limits
 from visual_search.serve.service import Service, _thumbnail
 from visual_search.serve.store import Store
@@ -97,8 +99,9 @@ def test_more_like_an_image_finds_itself_first_and_images_by_themselves(client: 
         ({"in_stock": "true"}, lambda n: n % 3 > 0),
         ({"attributes": '{"colour": 2}'}, lambda n: n % 4 == 2),
         ({"category": "none such"}, ()),
+        ({"category": "", "price_min": "", "attributes": "", "in_stock": ""}, range(12)),
     ],
-    ids=["category", "price", "in_stock", "attributes", "nothing"],
+    ids=["category", "price", "in_stock", "attributes", "nothing", "empty"],
 )
 def test_only_what_passes_the_filters_is_found(
     client: TestClient, form: dict[str, Any], kept: Any
@@ -153,6 +156,19 @@ def test_a_picture_is_decoded_once_as_it_was_when_it_was_indexed(
     writer.get(f"/images/{first}?size=40")
     assert _thumbnail.cache_info().misses == after.misses + 1
     assert writer.get(f"/images/{first + 1}").status_code == 404
+
+
+def test_a_lead_is_over_another_product(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is counted, and nobody's is where filters leave one product."""
+    lead = Calibration((0, 1), ([0.0, 1.0], [0.0, 1.0]), ([0.0, 1.0], [0.0, 1.0]), 0.0, 100)
+    (model,) = service.models.values()
+    monkeypatch.setattr(service, "models", {model.id: replace(model, calibration=lead)})
+    client, shown = client_of(service), png(3, 0)
+    first, second = search(client, shown, k=2)["hits"]
+    for form in ({}, {"k": 1}, {"per": "image", "k": 1}, {"per": "image", "k": 30}):
+        said = search(client, shown, **form)["probability"]
+        assert said == pytest.approx(first["score"] - second["score"], abs=2e-4)
+    assert search(client, shown, price_min=110)["probability"] == 0
 
 
 def test_clicks_belong_to_a_query_and_a_product(client: TestClient, service: Service) -> None:
@@ -218,9 +234,12 @@ BESIDE_AN_IMAGE: list[dict[str, Any]] = [
     *({"attributes": value} for value in ("[1]", "{", "[" * 1500, '{"a": "\\u0000"}', "x" * 3000)),
     {"price_mx": 3},
     {"category": "a\0b"},
+    {"like": 1},
 ]
 ALONE: list[dict[str, Any]] = [
     {},
+    {"like": 1, "text": "words"},
+    {"like": 1, "box": "0,0,9,9"},
     *({"like": like} for like in (-1, 2**63, "x", 999_999, "1; DROP TABLE images")),
     *({"text": text} for text in ("words for a model of images", "a\0b", "  ", "x" * 501)),
 ]
@@ -234,6 +253,7 @@ PRODUCTS: list[tuple[str, dict[str, str]]] = [
     ("x", {"product": "{}"}),  # new, and without an image
     ("x", {"product": "{}", "boxes": "[[1, 2, 3, 0]]"}),
     ("x", {"product": "{}", "boxes": "[null, null]"}),
+    ("p1", {}),  # there, and nothing is told of it
     ("y" * 201, {"product": "{}"}),
     ("%00", {"product": "{}"}),
 ]

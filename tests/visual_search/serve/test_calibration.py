@@ -42,6 +42,7 @@ def test_what_is_said_is_how_often_it_is_right(
     assert np.abs(said - expected).mean() < 0.04
     assert made.error < 0.04
     assert sum(share for _, _, share in made.reliability) == pytest.approx(1)
+    assert stored.probability([0.95]) == stored.probability([0.95, 0.95])
     assert stored.probability([0.95]) > stored.probability([0.3, 0.29])
     assert [stored.word(score) for score in (0.05, 0.85)] == ["perhaps", "likely"]
     draw_reliability(made, tmp_path / "diagram.png")
@@ -52,3 +53,6 @@ def test_too_few_judgements_are_refused(drawn: tuple[np.ndarray, ...]) -> None:
     scores, right, products, absent, _ = drawn
     refused("too few", fit, scores[:20], right[:20], products[:20], absent[:20])
     refused("too few", fit, scores, np.zeros_like(right), products, absent)
+    right = np.zeros_like(right)
+    right[7, 0] = True  # in one fold alone: nothing is learnt without it
+    refused("too few", fit, scores, right, products, absent)

@@ -15,8 +15,9 @@ import torch
 from tests.commands import stopped, told
 from tests.conftest import draw_product, write_csv
 from visual_search import main_evaluate, main_index
-from visual_search.data.images import load_pixels
+from visual_search.data.images import ImageItem, load_pixels
 from visual_search.ranking.export import load_exported
+from visual_search.serve.records import IndexedImage
 from visual_search.serve.store import Store
 
 
@@ -76,6 +77,17 @@ def test_only_what_changed_is_embedded_again(
     assert store.product_ids() == {f"p{n}" for n in range(11)}
     assert len(store.images()) == len(store.vectors(store.models()[0])[0]) == 24 - 1 - 1 - 2
     assert store.products(["p0"])["p0"].title == "another"
+    again = index(address, tiny_export, "--gallery", own_shop)
+    assert "0 new or changed, 0 removed; 0 images embedded; 1 images left out" in again
+    # What could not be read can be, with nothing changed in size or time, as by a permission.
+    damaged = own_shop.parent / "2_1.png"
+    draw_product(2, 1).save(damaged)
+    with store.connection() as connection:
+        change = "UPDATE images SET fingerprint = %s WHERE problem IS NOT NULL"
+        connection.execute(change, (IndexedImage.of(ImageItem(damaged)).fingerprint,))
+    assert "1 new or changed, 0 removed; 1 images" in index(
+        address, tiny_export, "--gallery", own_shop
+    )
 
 
 def test_another_model_is_filled_beside_and_takes_over(
@@ -123,9 +135,12 @@ def test_judged_queries_calibrate_and_compare(
     query = store.log_query(model.id, liked=store.images()[20].id)
     store.log_click(query, "3")
     assert "13 queries, 50 images" in told(main_index.main, *export)
+    assert len(store.clicked(photos=True)) == 12
     task = ("--tasks", tmp_path / "task" / "clicks.yml", "--cache", tmp_path / "cache")
     where = ("--run", tiny_export, "--output", tmp_path / "scores")
     assert "Clicks" in told(main_evaluate.main, "tasks", *where, *task)
+    store.delete(["5"])  # sold: its clicks judge nothing
+    assert len(store.clicked(photos=True)) == 11
 
 
 def test_what_was_missing_by_a_kill_is_made_up(

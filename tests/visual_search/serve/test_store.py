@@ -116,6 +116,17 @@ def test_the_approximate_search_says_what_it_loses_and_keeps_filters(filled: Fil
         filled.store.make_approximate(filled.model, False)
 
 
+def test_copies_are_found_by_their_number(store: Store, model: IndexedModel) -> None:
+    shown = unit(np.random.default_rng(0))
+    copies = [product(n, shown[None], model) for n in range(90)]
+    store.put(copies, [model.id])
+    # Written again, the first ones lie behind the others on the disk.
+    store.rows("UPDATE embeddings SET vector = vector WHERE image <= 50")
+    for by_product in (True, False):
+        found = store.search(model, shown, 20, by_product=by_product)
+        assert [hit.image for hit in found] == list(range(1, 21))
+
+
 def test_a_product_of_many_images_leaves_room_for_others(store: Store, model: IndexedModel) -> None:
     rng = np.random.default_rng(0)
     query = unit(rng)
@@ -152,6 +163,8 @@ def test_a_changed_image_loses_what_other_models_made_of_it(
     store.add_embeddings(embedded)
     assert len(store.missing(other)) == 0
     store.put([product(0, unit(rng, 1), model)], [model.id])
+    assert len(store.missing(other)) == 1
+    store.add_embeddings([replace(embedded[0], fingerprint="of a file that was")])
     assert len(store.missing(other)) == 1
     assert store.switch(other) == 1  # not before all is embedded
     assert store.model(model.id).current

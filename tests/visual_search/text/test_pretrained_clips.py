@@ -32,7 +32,7 @@ from visual_search.ranking.export import load_model
 from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.encoder import create_text_towers, network_facts
 from visual_search.text.pretrained_towers import byte_pairs
-from visual_search.text.search import load_text_model
+from visual_search.text.search import TextSearch, load_text_model
 
 TEXTS = ["красный круг", "a red chair", "круг"]
 
@@ -67,6 +67,26 @@ def test_a_hugging_face_folder(pixels: Tensor, tmp_path: Path, eos: int, act: st
     numbers = tokenizer(TEXTS, padding="max_length", max_length=8, return_tensors="pt")["input_ids"]
     expected = theirs(input_ids=numbers, pixel_values=normed(pixels))
     same_answers(tmp_path, pixels, expected.image_embeds, expected.text_embeds)
+
+
+def test_the_same_weights_with_another_activation_are_another_model(tmp_path: Path) -> None:
+    """As of open_clip's ViT-B-32 and ViT-B-32-quickgelu; wherever the folder lies."""
+    hugging_face_clip(tmp_path / "a", act="quick_gelu")
+    hugging_face_clip(tmp_path / "b", act="gelu")
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    draw_product(0, 0, SIDE).save(tmp_path / "0.png")
+    models = [load_text_model(tmp_path / name) for name in "abc"]
+    gallery = [ImageItem(tmp_path / "0.png")]
+    kept = [TextSearch(model, gallery, tmp_path / "cache").vectors for model in models]
+    assert torch.equal(kept[1], TextSearch(models[1], gallery).vectors)
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    pytest.importorskip("fastapi")
+    from visual_search.serve.query_model import QueryModel
+
+    prints = [QueryModel(tmp_path / name).fingerprint for name in "abc"]
+    assert prints[0] == prints[2] != prints[1]
 
 
 @torch.no_grad()
