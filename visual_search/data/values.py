@@ -1,4 +1,4 @@
-"""Ids and labels by their value: one rule for tables, JSON, names of folders, and requests.
+"""Ids, labels and texts by their value: one rule for tables, JSON, folders, and requests.
 
 docs/data.md has the rule for users.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,15 @@ def id_of(value: object) -> str:
     if fault := fault_of(str(value)):
         raise ValueError(fault)
     return value_of(str(value))
+
+
+def in_small_letters(texts: Sequence[str]) -> list[str]:
+    """As queries are mostly typed: names of products would else train what is never asked.
+
+    Letters are composed (Unicode NFC), as most tokenizers know no others. Texts that are equal so
+    are one.
+    """
+    return [unicodedata.normalize("NFC", text.strip()).lower() for text in texts]
 
 
 def twins(cells: pd.Series, file: Path) -> list[str]:

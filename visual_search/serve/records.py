@@ -197,7 +197,8 @@ class StaleModelError(UserError):
 def what_is_wrong(error: ValidationError | RequestValidationError) -> str:
     """The first fault that pydantic found, in a few words: where, what, and what stands there."""
     first = error.errors()[0]
-    places = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
+    of_request = isinstance(error, RequestValidationError)  # which part of it stands in front
+    places = [str(part) for part in first["loc"][of_request:]]
     found = repr(first["input"])[:60]
     told = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(places) or 'the whole'}: {told} (it is {found})"

@@ -5,7 +5,6 @@ One row is one image with all its queries (`pairs.parquet`); :data:`SCHEMA` says
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
-from visual_search.data.values import NO_VALUE
+from visual_search.data.values import NO_VALUE, in_small_letters
 from visual_search.text.config import PairDataConfig
 
 if TYPE_CHECKING:
@@ -100,15 +99,6 @@ class PairTable:
         if self.clusters is not None:
             taken["clusters"] = self.clusters[rows]
         return replace(self, paths=PathList(self.paths[row] for row in rows.tolist()), **taken)
-
-
-def in_small_letters(texts: Sequence[str]) -> list[str]:
-    """As queries are mostly typed: names of products would else train what is never asked.
-
-    Letters are composed (Unicode NFC), as most tokenizers know no others. Texts that are equal so
-    are one.
-    """
-    return [unicodedata.normalize("NFC", text.strip()).lower() for text in texts]
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:

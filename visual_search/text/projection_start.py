@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
+from visual_search.data.values import in_small_letters
 from visual_search.model.projections import pca
 from visual_search.model.weights import PACKAGED_WEIGHTS, read_state_dict
 from visual_search.text.encoder import DualEncoder
-from visual_search.text.pairs import in_small_letters
 from visual_search.text.projections import IMAGENET_CLASSES
 
 NAMES_SHARE = 0.6

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from visual_search.data.values import in_small_letters
 from visual_search.evaluation.metrics import METRICS, hits_among
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.search import top_k
-from visual_search.text.pairs import PairTable, in_small_letters
+from visual_search.text.pairs import PairTable
 
 REPORTED = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP": "mAP@1000"}
 """The metrics by the names that they have here."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from visual_search.text.pairs import in_small_letters
+from visual_search.data.values import in_small_letters
 from visual_search.text.sentence_encoders import sentence_encoder
 
 MOST_REMEMBERED = 100_000

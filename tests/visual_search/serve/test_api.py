@@ -176,6 +176,8 @@ def test_clicks_belong_to_a_query_and_a_product(client: TestClient, service: Ser
     told = {"query": query, "product": "p2"}
     assert client.post("/clicks", data=told).status_code == 204
     assert client.post("/clicks", data={**told, "product": "none"}).status_code == 404
+    said = client.post("/clicks", data={**told, "query": "x"}).json()["error"]
+    assert said.startswith("query: String should match")
     with service.store.connection() as connection:
         row = connection.execute("SELECT product FROM clicks WHERE query = %s", (query,)).fetchone()
         kept = connection.execute("SELECT image FROM queries WHERE id = %s", (query,)).fetchone()
