@@ -125,7 +125,7 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     except RuntimeError as error:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
-    return TextSearchModel(encoder.eval(), found.architecture, size, settings.at(size, own))
+    return TextSearchModel(encoder.eval(), architecture, size, settings.at(size, own))
 
 
 def _pretrained(name: str, input_size: int) -> TextSearchModel:
