@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--min_cosine",
-        type=real_number(-1, 1),
+        type=real_number(0, 1),
         default=0.9999,
         help="to the model's embeddings, of what the ranker may take (%(default)s)",
     )

@@ -207,8 +207,8 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> pd.DataFram
         it is not known.
 
     Raises:
-        UserError: naming file, line and column of what is no number or missing; with the command
-            that evaluates a run that was not.
+        UserError: naming file, line and column of what is no number or missing, and a column that
+            is called as a task; with the command that evaluates a run that was not.
     """
     table = read_table(file, [NAME, BOARD])
     runs = table.pop(RUN) if RUN in table.columns else pd.Series("", table.index)
@@ -219,10 +219,13 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> pd.DataFram
         for line in table.index[wrong][:1]:
             what = "empty" if blank[line] else f"{cells[line]!r}, not a number"
             raise UserError(f"{file} line {line}: {column} is {what}")
+    own = set(table.columns)
     for line, run in runs[runs != ""].items():
         path = results / name_of_run(Path(run)) / "results.json"
         try:
             for task, one in read_json(path)["tasks"].items():
+                if task in own:
+                    raise UserError(f"{file} has a column {task!r}, as a task of {path}: rename it")
                 score = one["mean_over_queries"][metric] if metric else one["score"]
                 table.loc[line, task] = float(score)
         except OSError:

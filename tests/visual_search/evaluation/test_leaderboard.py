@@ -111,3 +111,5 @@ def test_the_command_reads_evaluations_and_columns(tmp_path: Path) -> None:
     for name in ("study.html", "study.md", "plots/shop.png", "plots/cv.png"):
         assert (out / name).stat().st_size > 100
     assert "| shop | 8 | -1.00" in told(main, *arguments, "--metric", "R@1")
+    write_csv(table, ["submission", "board", "run", "shop"], rows)
+    refused("column 'shop', as a task of .*: rename it", read_submissions, table, file.parents[1])
