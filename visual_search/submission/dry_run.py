@@ -130,7 +130,12 @@ class Stage:
         return self.folder / "checkout"
 
     def answer(
-        self, data: Path, input_size: int | None = None, sample: int | None = None
+        self,
+        data: Path,
+        input_size: int | None = None,
+        sample: int | None = None,
+        *,
+        allow_fallback: bool = False,
     ) -> Answer:
         """Run the submission once.
 
@@ -138,6 +143,7 @@ class Stage:
             data: folder with what it is to rank.
             input_size: pixels to ask the ranker for in place of its own.
             sample: images to take of `data`; None takes all.
+            allow_fallback: also where the stage does not.
 
         Raises:
             UserError: with one sentence, when it would fail.
@@ -180,7 +186,7 @@ class Stage:
         if written and written not in self.notes:
             self.notes.append(written)
         log = read_json(ranker_log) if ranker_log.exists() else {}
-        if log.get("fallbacks") and not self.allow_fallback:
+        if log.get("fallbacks") and not (self.allow_fallback or allow_fallback):
             raise UserError(
                 f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"
             )
