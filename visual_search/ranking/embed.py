@@ -33,6 +33,8 @@ class Embeddings:
     """`(n, dimension)`, float32 on the CPU, rows of length 1, or 0 where nothing could be had."""
     problems: tuple[ImageProblem, ...]
     """Of damaged images, in their order."""
+    problem_rows: tuple[int, ...] = ()
+    """Which images these are: a file may be there twice, with another box."""
     decode_seconds: float = 0.0
     """Of all threads together."""
     model_seconds: float = 0.0
@@ -133,11 +135,12 @@ def embed_images(
     if _is_broken(done, 0):
         raise next(batch.error for batch in done if batch.error)
     deadline.count(None, len(items) - sum(batch.count for batch in done))
-    problems = {row: problem for batch in done for row, problem in batch.problems.items()}
+    problems = dict(sorted(pair for batch in done for pair in batch.problems.items()))
     return Embeddings(
         # Not one batch in time: any width will do.
         torch.zeros(len(items), 1) if matrix is None else matrix,
-        tuple(problem for _, problem in sorted(problems.items())),
+        tuple(problems.values()),
+        tuple(problems),
         sum(batch.decode_seconds for batch in done),
         sum(batch.model_seconds for batch in done),
     )

@@ -108,8 +108,9 @@ def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Fea
         keys, images = zip(*made[start : start + PIECE], strict=True)
         part = "" if len(made) <= PIECE else f" {start + 1}..{start + len(images)}"
         embedded = make(images, part)
-        problems = {problem.path: problem.reason for problem in embedded.problems}
-        told = [problems.get(str(image.path), "") for image in images]
+        problems = zip(embedded.problem_rows, embedded.problems, strict=True)
+        reason_of = {row: problem.reason for row, problem in problems}
+        told = [reason_of.get(row, "") for row in range(len(images))]
         kept = [row for row, reason in enumerate(told) if not reason.startswith(_PASSING)]
         if kept:
             _write(folder, [keys[k] for k in kept], embedded.matrix[kept], [told[k] for k in kept])

@@ -37,10 +37,9 @@ class Maker:
 
     def __call__(self, items: Sequence[ImageItem], part: str) -> Embeddings:
         self.asked.append([item.path.stem for item in items])
-        problems = [
-            ImageProblem(str(item.path), "empty") for item in items if item.path.stem == "3"
-        ]
-        return Embeddings(rows_of(items), tuple(problems))
+        rows = tuple(row for row, item in enumerate(items) if item.path.stem == "3")
+        problems = tuple(ImageProblem(str(items[row].path), "empty") for row in rows)
+        return Embeddings(rows_of(items), problems, rows)
 
 
 def rows_of(items: Sequence[ImageItem]) -> Tensor:
@@ -91,6 +90,7 @@ def test_what_may_go_well_the_next_time_is_not_kept(
     for shade, item in enumerate(items):
         Image.new("RGB", (8, 8), (100 * shade, 50, 0)).save(item.path)
     items[0].path.write_bytes(b"")  # damaged for good
+    items.append(ImageItem(items[1].path, (4, 4, 9, 9)))  # a good file with a bad box
 
     def model(pixels: Tensor) -> Tensor:
         if broken and "model" in cause and (pixels == 200).any():
@@ -112,7 +112,9 @@ def test_what_may_go_well_the_next_time_is_not_kept(
     assert cause in first.reasons[2]
     broken = False
     second = stored_features(folder, items, make)
-    assert (second.made, second.reasons) == (1, (first.reasons[0], "", ""))
+    assert (second.made, second.reasons) == (1, (first.reasons[0], "", "", first.reasons[3]))
+    assert first.reasons[1] == ""
+    assert "clipped" in first.reasons[3]
     torch.testing.assert_close(second.matrix[2], F.normalize(torch.tensor([200.0, 50, 0]), dim=0))
     assert stored_features(folder, items, make).made == 0
 
