@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.common.page import markdown
 from visual_search.common.progress import progress_bar
@@ -97,9 +98,15 @@ RECIPES: dict[str, Steps] = {
 
 
 def halves(model: EmbeddedDevSet, seed: int) -> tuple[EmbeddedDevSet, EmbeddedDevSet]:
-    """Split the queries in two by product, at random; the gallery stays whole on both sides."""
+    """Split the queries in two by product, at random; the gallery stays whole on both sides.
+
+    Raises:
+        UserError: where all queries are of one product.
+    """
     dev_set = model.dev_set
     names = np.unique(dev_set.query_products)
+    if len(names) < 2:
+        raise UserError("all queries are of one product: steps cannot be chosen on half of them")
     shuffled = np.random.default_rng(seed).permutation(names)
     first = np.isin(dev_set.query_products, shuffled[: len(names) // 2])
 
@@ -218,7 +225,7 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         against = f"{100 * gains[name].mean():+.1f} % ± {100 * gains[name].std(ddof=0):.1f}"
         rows.append([str(name), f"{values.mean():.4f}", f"{values.std(ddof=0):.4f}", against])
     print(f"\n{markdown(rows)}")
-    if gains["chosen"][0] <= 0 or gains["chosen"].mean() <= 0:
+    if not (gains["chosen"][0] > 0 and gains["chosen"].mean() > 0):  # 0 of 0 is no number
         print(
             f"\nnothing beats plain cosine on the other half: {model.description} stays as it was"
         )

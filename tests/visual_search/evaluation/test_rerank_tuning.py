@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import refused
 from tests.visual_search.evaluation.drawn import drawn
 from visual_search.evaluation import rerank_tuning
 from visual_search.evaluation.dev_set import EmbeddedDevSet
@@ -37,6 +38,8 @@ def test_halves_share_no_product_and_are_ranked_alone(shifted: EmbeddedDevSet) -
     assert len(one.queries) + len(other.queries) == 180
     assert len(one.gallery) == len(other.gallery) == 180
     assert set(halves(shifted, seed=2)[0].dev_set.query_products) != set(products)
+    alone = replace(shifted.dev_set, query_products=np.zeros(180, dtype=int))
+    refused("all queries are of one product", halves, replace(shifted, dev_set=alone), 1)
     score = scorer(one)
     for steps in RECIPES.values():
         ranks = rank(one.queries, one.gallery, steps, 1000).numpy()
