@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.image_files import is_image
-from visual_search.data.images import ImageItem
+from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.clip_folder import (
@@ -37,6 +37,7 @@ from visual_search.ranking.embed import (
     embed_images,
     refuse_broken_model,
 )
+from visual_search.ranking.rank import UNUSED
 from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 from visual_search.text.config import ProjectionConfig, TextConfig
@@ -205,7 +206,7 @@ class TextSearch:
     def __init__(
         self, model: TextSearchModel, gallery: Sequence[ImageItem], cache: Path | None = None
     ) -> None:
-        """Damaged images have a place, and are listed in `problems`.
+        """Damaged images have a place, are listed in `problems`, and answer nothing.
 
         `cache` is the folder where embeddings are kept for the next time.
         """
@@ -224,12 +225,26 @@ class TextSearch:
         """The gallery images nearest to each query as typed, best first: `count`, or all there are.
 
         Raises:
-            UserError: for an empty query.
+            UserError: for an empty query, or where no image can be read.
         """
         if not all(query.strip() for query in queries):
             raise UserError("an empty query finds nothing: type a word or more")
+        lost = unread(self.problems)
+        rows = [row for row, item in enumerate(self.gallery) if str(item.path) not in lost]
+        if not rows:
+            path, reason = next(iter(lost.items()))
+            raise UserError(f"no image of the gallery can be read, for example {path}: {reason}")
         vectors = self.model.encoder.embed_texts(list(queries))
-        return nearest(vectors, self.vectors, [str(i.path) for i in self.gallery], count)
+        labels = [str(self.gallery[row].path) for row in rows]
+        found = nearest(vectors, self.vectors[rows], labels, count)
+        return [[dataclasses.replace(hit, place=rows[hit.place]) for hit in hits] for hits in found]
+
+
+def unread(problems: Sequence[ImageProblem]) -> dict[str, str]:
+    """Of which images nothing is used, by path, and why."""
+    return {
+        one.path: one.reason.rpartition(";")[0] for one in problems if one.reason.endswith(UNUSED)
+    }
 
 
 def nearest(asked: Tensor, answers: Tensor, labels: Sequence[str], count: int) -> list[list[Hit]]:

@@ -28,7 +28,7 @@ from visual_search.data.images import ImageItem
 from visual_search.data.tables import tell
 from visual_search.data.values import fault_of, id_of, value_of
 from visual_search.text.encoder import DualEncoder
-from visual_search.text.search import Hit, TextSearchModel, images_in, nearest
+from visual_search.text.search import Hit, TextSearchModel, images_in, nearest, unread
 
 MOST_CLASSES_DRAWN = 40
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -211,8 +211,15 @@ def language_of_names(names: Sequence[str]) -> str:
 def name_images(
     model: TextSearchModel, images: Sequence[ImageItem], names: Sequence[str], count: int = 5
 ) -> list[list[Hit]]:
-    """The `count` names nearest to each image, best first; the names are in one language."""
-    vectors = model.embed_images(images).matrix
+    """The `count` names nearest to each image, best first; the names are in one language.
+
+    Raises:
+        UserError: for an image that cannot be read.
+    """
+    embedded = model.embed_images(images)
+    for path, reason in unread(embedded.problems).items():
+        raise UserError(f"the image {path} cannot be named: {reason}")
+    vectors = embedded.matrix
     named = embed_names(model.encoder, names, templates_for(names))
     return nearest(vectors, named, names, count)
 

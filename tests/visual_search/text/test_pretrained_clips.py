@@ -33,6 +33,7 @@ from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.encoder import create_text_towers, network_facts
 from visual_search.text.pretrained_towers import byte_pairs
 from visual_search.text.search import TextSearch, load_text_model
+from visual_search.text.zero_shot import name_images
 
 TEXTS = ["красный круг", "a red chair", "круг"]
 
@@ -87,6 +88,20 @@ def test_the_same_weights_with_another_activation_are_another_model(tmp_path: Pa
 
     prints = [QueryModel(tmp_path / name).fingerprint for name in "abc"]
     assert prints[0] == prints[2] != prints[1]
+
+
+def test_what_cannot_be_read_answers_nothing(tmp_path: Path) -> None:
+    draw_product(0, 0, SIDE).save(tmp_path / "0.png")
+    hugging_face_clip(tmp_path / "clip")
+    model = load_text_model(tmp_path / "clip")
+    gallery = [ImageItem(tmp_path / "none.png"), ImageItem(tmp_path / "0.png")]
+    search = TextSearch(model, gallery, tmp_path / "cache")
+    assert [hit.place for hit in search.images_for(["red chair"], 5)[0]] == [1]
+    assert len(search.problems) == 1
+    refused("no image of the gallery can be read", TextSearch(model, gallery[:1]).images_for, ["a"])
+    refused(
+        r"none\.png cannot be named: the file does not exist", name_images, model, gallery, ["a"]
+    )
 
 
 @torch.no_grad()
