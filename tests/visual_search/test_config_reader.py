@@ -103,6 +103,7 @@ def test_the_resolved_config_gives_the_same_phase_again(tmp_path: Path, project:
         ("train: {epochs: 0}", "train.epochs is 0; it must be 1 or more"),
         ("optim: {head_lr: 1}\noptim: {floor: 1}", "the key optim is there twice"),
         ("optim:\n  floor: 0\n  floor: 1", "the key floor is there twice"),
+        ("? [a]\n: 1", "found unhashable key"),
         ("margin: {name: }", "margin.name is empty; write a value, or leave the key out"),
         ("dataset: {tables: }", "dataset.tables is empty"),
         ("dataset: {tables: [{file: a.csv, root: }]}", "dataset.tables.0.root is empty"),

@@ -237,13 +237,12 @@ def read_yaml(path: Path, what: str) -> Any:
         """Refuses a key that is there twice: the first would be lost without a word."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set[str]()
+            seen = {"<<": False}
             for key, _ in node.value:
-                if key.value in seen:
+                if seen.get(str(key.value)):
                     words = f"the key {key.value} is there twice"
                     raise yaml.MarkedYAMLError(problem=words, problem_mark=key.start_mark)
-                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                    seen.add(key.value)
+                seen.setdefault(str(key.value), True)
             return super().construct_mapping(node, deep)
 
     try:
