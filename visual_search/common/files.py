@@ -121,7 +121,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     # Of itself, csv leaves a lone carriage return bare, at which every reader ends the row.
     texts = (cells.astype(str) for _, cells in table.select_dtypes(exclude="number").items())
     bare = any(cells.str.contains("\r", regex=False).any() for cells in texts)
-    quoting = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
     with written_atomically(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
