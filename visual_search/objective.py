@@ -62,8 +62,8 @@ class Learner(nn.Module):
         )
 
     def compile_features(self) -> None:
-        """Run the embedder through torch.compile in training; validation stays eager."""
-        self._features = torch.compile(self.embedder.features)
+        """Run the embedder, or its neck, through torch.compile in training; validation is eager."""
+        self._features = torch.compile(self._features)
 
     def forward(
         self,

@@ -28,6 +28,9 @@ def test_the_loss_is_the_mean_over_the_nested_widths() -> None:
     parts = [head(embeddings, labels)]
     parts += [head.prefix_losses(embeddings, labels, width) for width in (2, 4)]
     torch.testing.assert_close(loss, torch.stack(parts).mean())
+    learner.compile_features()
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(learner(features, labels, torch.arange(6)), loss)
 
 
 @pytest.mark.parametrize("mixing", ["none", "mixup"])

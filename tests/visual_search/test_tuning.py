@@ -184,6 +184,6 @@ def test_a_grid_is_continued_with_the_same_choices_or_refused(
         assert len(finished(study)) == len(rows)
         return write_grid(study, spread, tmp_path)
 
-    first = {"a": [1, 2], "b": ["[]", "[1]"]}
+    first: dict[str, list[Any]] = {"a": [1, 2], "b": ["[]", "[1]"]}
     assert grid(first) == grid(first)
     refused("begun with other keys or choices .*a: one of 1, 2", grid, later)

@@ -238,8 +238,9 @@ class SampledMarginHead(MarginHead):
             self.table.add_gradient(self._rows(picked), of_centers)
 
         shard = Shard(count, add_gradient)
-        given = {"observes": observes, "picked": picked, "shard": shard}
-        return self._losses(embeddings, self.weight, labels, columns, **given)
+        return self._losses(
+            embeddings, self.weight, labels, columns, observes=observes, picked=picked, shard=shard
+        )
 
     def _sample(self, labels: Tensor) -> tuple[Tensor | None, Tensor, int]:
         """Own classes of this step, counted from the first own one (None: all of them);
