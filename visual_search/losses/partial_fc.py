@@ -61,10 +61,10 @@ class RowTable(nn.Module):
 class RowOptimizer:
     """Moves the rows of a :class:`RowTable` that have gradients.
 
-    By SGD with momentum where the other weights have SGD, as `torch.optim.SGD`; beside every other
-    optimiser by AdamW, as `torch.optim.AdamW`, but with a count of updates for each row: by the
-    number of steps, a row that comes up for the first time late in the training would take steps
-    three times too long.
+    By SGD with Nesterov's momentum where the other weights have it, as `torch.optim.SGD`; beside
+    every other optimiser by AdamW, as `torch.optim.AdamW`, but with a count of updates for each
+    row: by the number of steps, a row that comes up for the first time late in the training would
+    take steps three times too long.
 
     It stays ours beside torch.optim.SparseAdam, which has neither weight decay nor a row's own
     bias correction, and takes 1.2 times as long for 100,000 of a million rows of 64 (one core).
@@ -145,7 +145,8 @@ def _by_sgd(
     """Change a block of rows and their state in place."""
     change = gradient.add(weight, alpha=optim.weight_decay) if optim.weight_decay else gradient
     if optim.momentum:
-        change = state["velocity"].mul_(optim.momentum).add_(change)
+        velocity = state["velocity"].mul_(optim.momentum).add_(change)
+        change = change.add(velocity, alpha=optim.momentum)
     weight.add_(change, alpha=-lr)
 
 

@@ -17,6 +17,7 @@ from visual_search.losses.partial_fc import (
     SampledMarginHead,
     sampled_classes,
 )
+from visual_search.optim import build_optimizer
 
 CLASSES, DIMENSION, ROWS = 41, 8, 6
 
@@ -47,7 +48,8 @@ def test_with_all_classes_it_is_the_full_head(name: str) -> None:
     full = MarginHead(DIMENSION, counts(), options)
     sampled = SampledMarginHead(DIMENSION, counts(), options)
     assert torch.equal(full.weight, sampled.weight)
-    by_torch = torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9)
+    group = {"params": [*full.parameters()], "lr": 0.1, "weight_decay": 0.0}
+    by_torch = build_optimizer(optim(), [group])
     by_rows = sampled.row_optimizer(optim())
     for seed in range(3):
         (embeddings, labels), (same, _) = batch(seed), batch(seed)
@@ -178,7 +180,8 @@ def test_a_row_moves_as_if_only_its_own_steps_had_been(
     table = table_of(weight)
     ours = RowOptimizer(table, optim(peer.__name__.lower(), **settings))
     alone = [torch.nn.Parameter(row.clone()) for row in weight]
-    theirs = [peer([row], lr=0.1, **settings) for row in alone]
+    more = {"nesterov": True} if settings.get("momentum") else {}
+    theirs = [peer([row], lr=0.1, **settings, **more) for row in alone]
     for number, rows in enumerate(([0, 2], [2], [0, 1, 2], [2], [1, 2]), start=1):
         gradient = torch.randn(len(rows), 4)
         ours.lr = 0.1 / number
