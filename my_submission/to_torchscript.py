@@ -92,7 +92,9 @@ def _arguments() -> argparse.Namespace:
         "their mean",
     )
     fit = parser.add_argument_group(
-        "whitening", "behind the model, fitted to images without regard to their labels"
+        "whitening",
+        "behind the model, in place of the run's own if it has one (train.whitening), fitted to "
+        "images without regard to their labels",
     )
     fit.add_argument(
         "--fit-on",

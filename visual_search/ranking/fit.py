@@ -92,9 +92,10 @@ def whiten(
     views = torch.cat(found.matrix.chunk(len(settings.fits), dim=1))
     whitening = fit_unlabelled(views, dimension, power, shrinkage)
     embedder.neck = whitening
+    instead = ", in place of the one that the model had" if architecture.neck != "none" else ""
     unread = f", {len(found.problems)} damaged" if found.problems else ""
     print(
         f"whitening: {views.shape[1]} to {whitening.projection.shape[1]} dimensions, "
-        f"power {power:g}, fitted to {len(items)} images{unread}"
+        f"power {power:g}, fitted to {len(items)} images{unread}{instead}"
     )
     return architecture.whitened(whitening)

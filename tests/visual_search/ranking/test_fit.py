@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_each_view_is_half_whitened_as_by_scikit_learns_components(
         *(to_torchscript.main, weights, "--output", output, "--views", *VIEWS),
         *("--fit-on", *tables, "--dimension", "6"),
     )
-    assert "power 0.5, fitted to 20 images" in said
+    assert "power 0.5, fitted to 20 images\n" in said
     described = json.loads((output / "model.json").read_text())
     assert described["embedding"]["views"] == list(VIEWS)
     assert described["whitening"]["fitted_on"] == ["gallery.csv", "queries.csv"]
@@ -53,10 +54,11 @@ def test_each_view_is_half_whitened_as_by_scikit_learns_components(
     # The sign of a component is free.
     np.testing.assert_allclose(whitened @ whitened.T, expected @ expected.T, atol=1e-3)
     # Fitted once more, the new whitening takes the old one's place.
-    told(
+    said = told(
         *(to_torchscript.main, output, "--output", tmp_path / "again"),
         *("--fit-on", *tables, "--dimension", "6"),
     )
+    assert "fitted to 20 images, in place of the one that the model had" in said
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         output / "model.safetensors"
     ).read_bytes()
