@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000
 FILES = ("sample", "all", "none")
+USES = {
+    **dict.fromkeys(
+        ("file_name", "image_path"), "train on it: name it in dataset.tables (dataset/README.md)"
+    ),
+    "img_path": "judge by it: name its folder in dataset.dev_set.eval_root, or by --data-folder",
+    "name": "train on it: name its folder in dataset.product10k.root",
+}
+"""By the column of the paths, what a table is for."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,6 +67,8 @@ class Checked(NamedTuple):
     """Images whose files were looked at."""
     notes: list[str]
     """What may be meant: labels or ids that are nearly equal, with their lines."""
+    use: str
+    """What such a table is for, in words."""
 
 
 def check(file: Path, root: Path | None = None, files: str = "sample") -> Checked:
@@ -87,7 +97,7 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
         found += _row_problems(table, column, name)
     found += _file_problems(looked_at, column, folder, sizes=files == "all")
     notes = [pair for name in names for pair in twins(values_of(table[name]), file)]
-    return Checked(sorted(found), len(looked_at), notes)
+    return Checked(sorted(found), len(looked_at), notes, USES[column])
 
 
 def _path_column(file: Path, table: pd.DataFrame) -> str:
@@ -221,8 +231,8 @@ def main() -> None:
             f"{arguments.table} has {len(found.problems)} problems; mend the lines above"
         )
     print(
-        f"{arguments.table}: nothing is wrong ({found.looked_at} image files looked at); train on "
-        "it: name it in dataset.tables (dataset/README.md)"
+        f"{arguments.table}: nothing is wrong ({found.looked_at} image files looked at); "
+        f"{found.use}"
     )
 
 

@@ -6,11 +6,12 @@ Run from the repository root: python dataset/filter_dataset_info.py --help
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.options import add_threshold
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
@@ -72,16 +73,20 @@ def filter_table(
     from visual_search.data.tables import image_names, read_common_table, training_rows
 
     table = read_common_table(file)
+    if table.empty:
+        raise UserError(f"{file} lists no image")
     trains = training_rows(table, file)
     names = {"file_name": image_names(table).array, "label": table["label"].array}
     report = pd.DataFrame({**names, **dict.fromkeys(FATE, "")}, dtype=object)
     if min_size or max_size or dedup:
-        sides = _sides(table, file)
+        sides, unreadable = _sides(table, file, names["file_name"])
         if max_size:
             large = trains & (sides.max(axis=1) > max_size)
             report.loc[large, "reason"] = f"a side above {max_size} px"
         small = trains & (sides.min(axis=1) < min_size)
         report.loc[small, "reason"] = f"a side below {min_size} px"
+        cut = [row for row in unreadable if trains[row]]
+        report.loc[cut, "reason"] = [f"unreadable: {unreadable[row]}" for row in cut]
     if dedup:
         rows = trains & (report["reason"] == "").to_numpy()
         images = report[rows].assign(pixels=sides[rows].prod(axis=1)).drop_duplicates(IMAGE)
@@ -93,16 +98,31 @@ def filter_table(
     return table[stays], report[~stays]
 
 
-def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
-    """`(rows, 2)`, int64: width and height in pixels."""
+def _sides(
+    table: pd.DataFrame, file: Path, names: Iterable[str]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """`(rows, 2)`, int64: width and height in pixels, from the images where no columns say it.
+
+    And by their places, why images could not be read, whose sides are 0.
+    """
     import numpy as np
 
+    from visual_search.common.progress import progress_bar
+    from visual_search.data.dataset_info import read_each
+    from visual_search.data.image_files import UnreadableImage, stored_size
     from visual_search.data.schema import integers
 
-    for column in ("width", "height"):
-        if column not in table.columns:
-            raise UserError(f"{file} has no column {column!r}: generate_dataset_info.py writes it")
-    return np.stack([integers(table, column, file) for column in ("width", "height")], axis=1)
+    if {"width", "height"} <= set(table.columns):
+        columns = [integers(table, column, file) for column in ("width", "height")]
+        return np.stack(columns, axis=1), {}
+    answers = read_each((file.parent / name for name in names), stored_size)
+    sides, unreadable = np.zeros((len(table), 2), dtype=np.int64), {}
+    for row, answer in enumerate(progress_bar("sizes", "img", iterable=answers, total=len(table))):
+        if isinstance(answer, UnreadableImage):
+            unreadable[row] = str(answer)
+        else:
+            sides[row] = answer
+    return sides, unreadable
 
 
 def _judged(images: pd.DataFrame, table: pd.DataFrame, file: Path, threshold: int) -> pd.DataFrame:
@@ -153,7 +173,7 @@ def main() -> None:
         print(f"  {count} {reason}")
     if sheet:
         _draw(file, removed)
-    print(f"next: python dataset/get_kfold_split.py --dataset_info {filtered}")
+    print_next("dataset/get_kfold_split.py", "--dataset_info", filtered)
 
 
 def _draw(file: Path, removed: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 from visual_search.common.ranges import whole_number
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     if done.others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in done.others.most_common(5))
         print(f"{done.others.total()} files that are no images, left out ({kinds})")
-    print(f"next: python dataset/filter_dataset_info.py --dataset_info {done.table} --dedup")
+    print_next("dataset/filter_dataset_info.py", "--dataset_info", done.table, "--dedup")
 
 
 if __name__ == "__main__":

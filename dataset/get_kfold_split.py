@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset import get_train_test_split
+from dataset.options import print_training
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import whole_number
 
@@ -105,10 +106,7 @@ def main() -> None:
         words = ", ".join(f"fold {fold}: {rows}" for fold, rows in counts.items())
         print(f"{file.parent / name}: {len(table)} rows; {words}")
     folds = file.parent / next(iter(tables))
-    print(
-        f"next: train with {{file: {folds}, fold: 0}} in dataset.tables and "
-        f"--dataset.dev_set.table {folds} --dataset.dev_set.fold 0"
-    )
+    print_training(folds, folds, 0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 from inspect import signature
 from pathlib import Path
 
-from dataset.options import add_random_seed
+from dataset.options import add_random_seed, print_training
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import real_number, whole_number
 
@@ -116,10 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.dataset_info.parent
     for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):
         print(f"{folder / table}: {rows[table]} images of {rows[classes]} classes")
-    print(
-        f"next: train with {folder / TRAIN} in dataset.tables, "
-        f"and --dataset.dev_set.table {folder / TEST}"
-    )
+    print_training(folder / TRAIN, folder / TEST)
 
 
 def main() -> None:

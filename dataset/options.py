@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, print_next
 from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ def parsed(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
     values: dict[str, Any] = parser.instantiate(arguments).as_dict()
     values.pop("config", None)
     return values
+
+
+def print_training(train: Path, test: Path, fold: int | None = None) -> None:
+    """Say how to train on a split that was written."""
+    table = {"file": str(train), **({} if fold is None else {"fold": fold})}
+    print_next(
+        *("-m", "visual_search.main_arcface", "--config", "config/own/lite0.yml", "--name", "own"),
+        *("--dataset.tables", json.dumps([table], ensure_ascii=False)),
+        *("--dataset.dev_set.table", test),
+        *(() if fold is None else ("--dataset.dev_set.fold", fold)),
+    )
 
 
 def add_random_seed(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     run = RunFolder(Path(arguments.runs), arguments.name or default_name(sys.argv[1:]))
     score = train_phase(config, ImagePhase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
-    print(f"next: python my_submission/to_torchscript.py {run.path}")
+    print_next("my_submission/to_torchscript.py", run.path)
 
 
 if __name__ == "__main__":

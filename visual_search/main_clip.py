@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def main() -> None:
     run = RunFolder(Path(arguments.runs), arguments.name)
     score = train_phase(config, ClipPhase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
-    print(f"next: python -m visual_search.main_query --run {run.path} --gallery FOLDER 'a query'")
+    ask = ("-m", "visual_search.main_query", "--run", run.path, "--gallery", "FOLDER", "a query")
+    print_next(*ask)
 
 
 if __name__ == "__main__":

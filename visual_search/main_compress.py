@@ -6,7 +6,7 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 from visual_search.common.ranges import whole_number
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     if options.write:
         written = run.write_smaller(options.write, options.of_backbone, options.output)
         print(f"wrote {written}")
-        print(f"next: python my_submission/to_torchscript.py {written}")
+        print_next("my_submission/to_torchscript.py", written)
         return
     if sentence := unmatched_sentence(run.dev_set):
         print(sentence)

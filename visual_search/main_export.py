@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def main() -> None:
         cosine, speed = f"{row.smallest_cosine:.5f}", f"{row.images_per_second:.0f}"
         table.append([row.name, f"{row.megabytes:.1f}", cosine, speed])
     write_text(output / "formats.md", markdown(table) + "\n")
-    print(f"\n{markdown(table)}\n\nnext: python local_evaluation.py --weights {output}")
+    print(f"\n{markdown(table)}\n")
+    print_next("local_evaluation.py", "--weights", output)
 
 
 def _items(run: Path, table: Path | None) -> Sequence[ImageItem]:

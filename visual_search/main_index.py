@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, run_command, without_credentials
+from visual_search.common.errors import UserError, print_next, run_command, without_credentials
 
 if TYPE_CHECKING:
     from visual_search.serve.store import Store
@@ -34,6 +34,8 @@ def main() -> None:
             from visual_search.serve.judged import export_clicks
 
             print(export_clicks(store, options.export_clicks))
+            words = ("compare", "RUN_A", "RUN_B", "--tasks", options.export_clicks / "clicks.yml")
+            print_next("-m", "visual_search.main_evaluate", *words)
         if options.run:
             _index(store, options)
         if options.drop_old:
@@ -83,7 +85,7 @@ def _index(store: Store, options: argparse.Namespace) -> None:
             draw_reliability(calibration, options.diagram)
     if store.model(indexed.id).current:
         place = without_credentials(options.database)
-        print(f"next: python -m visual_search.main_serve --database {place}")
+        print_next("-m", "visual_search.main_serve", "--database", place)
     else:
         print(f"{indexed.name} is complete beside the model that answers; --switch changes over")
 

@@ -141,7 +141,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=whole_number(0, 65535), default=8000, help="(%(default)s)")
     parser.add_argument(
-        "--names", nargs="+", default=[], help="host names that may be asked for; default: any"
+        "--names",
+        nargs="+",
+        default=[],
+        help="host names that may be asked for; default: this machine's where --host is one that "
+        "it alone reaches, else any",
     )
     parser.add_argument(
         "--proxy", help="address of a reverse proxy, whose X-Forwarded-For is believed"

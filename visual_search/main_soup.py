@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     write_json(run.path / "result.json", result)
     best = max(load_checkpoint(path).facts.get("mAP") or 0.0 for path in options.runs)
     print(f"done: mAP {mAP:.4f} of {len(kept)} runs; the best alone {best:.4f}")
-    print(f"next: python my_submission/to_torchscript.py {run.path}")
+    print_next("my_submission/to_torchscript.py", run.path)
 
 
 def build_parser() -> argparse.ArgumentParser:

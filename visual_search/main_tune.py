@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -58,7 +58,7 @@ def main() -> None:
     config, best = tuning.write_best(study, folder), study.best_trial
     print(f"best of {ended}: trial {best.number}, mAP {best.value:.4f}")
     print(f"config {config}, plot {folder / 'tuning.png'}")
-    print(f"next: python -m visual_search.main_arcface --config {config} --name NAME")
+    print_next("-m", "visual_search.main_arcface", "--config", config, "--name", "NAME")
 
 
 def build_parser() -> jsonargparse.ArgumentParser:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.options import add_mean_cosine_options
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.files import written_atomically
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     parquet: Path = arguments.parquet
     analyse(parquet, arguments.embeddings, arguments.threshold, arguments.min_images)
     lowest = selection_file(parquet, min(arguments.threshold))
-    print(f"next: python dataset/dataset_creation_steps/download_images.py {lowest}")
+    print_next("dataset/dataset_creation_steps/download_images.py", lowest)
 
 
 if __name__ == "__main__":

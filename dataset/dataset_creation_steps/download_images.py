@@ -20,7 +20,7 @@ from dataset.dataset_creation_steps.engine import (
     print_failures,
     start_engine,
 )
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.files import write_csv, written_atomically
 
 if TYPE_CHECKING:
@@ -139,10 +139,8 @@ def main() -> None:
     selections = arguments.selections or selections_here()
     print(f"reading {', '.join(map(str, selections))}", flush=True)
     download_images(selections, root, filling(arguments))
-    print(
-        "next: python dataset/dataset_creation_steps/prepare_training_set.py "
-        f"{table_file(root)} --evaluation dataset/development_test_data"
-    )
+    step = "dataset/dataset_creation_steps/prepare_training_set.py"
+    print_next(step, table_file(root), "--evaluation", "dataset/development_test_data")
 
 
 if __name__ == "__main__":

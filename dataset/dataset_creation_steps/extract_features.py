@@ -21,7 +21,7 @@ from dataset.dataset_creation_steps.engine import (
     print_failures,
     start_engine,
 )
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.files import write_csv
 from visual_search.common.ranges import real_number
 
@@ -214,7 +214,7 @@ def main() -> None:
     print(f"the model that compares is {run}", flush=True)
     how, gpus = filling(arguments), arguments.gpus
     extract(parquet, run, how, gpus=gpus, overwrite=arguments.overwrite)
-    print(f"next: python dataset/dataset_creation_steps/analyse_pairs.py {parquet}")
+    print_next("dataset/dataset_creation_steps/analyse_pairs.py", parquet)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.files import read_json, write_json, written_atomically
 from visual_search.common.locks import work_folder
 
@@ -203,7 +203,7 @@ def main() -> None:
     output = arguments.output or default_output(reviews)
     start_engine(arguments.runner, arguments.ray_address)
     get_pairs(reviews, meta, output)
-    print(f"next: python dataset/dataset_creation_steps/extract_features.py {output}")
+    print_next("dataset/dataset_creation_steps/extract_features.py", output)
 
 
 if __name__ == "__main__":

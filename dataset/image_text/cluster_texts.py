@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.options import parsed
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 from visual_search.text.config import ClusterConfig
 
 PIECE_IMAGES = 10_000
@@ -58,7 +58,7 @@ def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
         f"{folder}: {clusters.count} clusters of {report['ngrams']} n-grams, silhouette "
         f"{report['silhouette']:.3f}{held_out}; {PAGE}, {MAP}"
     )
-    print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
+    print_next("dataset/image_text/cluster_texts.py", "assign", pairs)
 
 
 def assign(pairs: Path, clusters: Path | None = None, output: Path | None = None) -> None:

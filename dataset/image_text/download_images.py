@@ -18,7 +18,7 @@ from dataset.dataset_creation_steps.engine import (
     print_failures,
     start_engine,
 )
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 
 
 @dataclass
@@ -121,7 +121,7 @@ def main() -> None:
         f"{kept.failures.total()} could not be had ({failures_file(root)})"
     )
     print(f"{metadata_file(root)}: {kept.lines} images with {kept.queries} queries")
-    print(f"next: python dataset/image_text/text_cleaning.py {metadata_file(root)}")
+    print_next("dataset/image_text/text_cleaning.py", metadata_file(root))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataset.image_text.text_normalization import (
     words_of,
 )
 from dataset.options import parsed
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.files import remove_begun
 from visual_search.common.locks import work_folder
 from visual_search.common.processes import available_cores
@@ -275,7 +275,7 @@ def main() -> None:
         f"{summary['kept queries']} of {summary['queries']} queries; languages: "
         + ", ".join(f"{name} {count}" for name, count in summary["languages"].items())
     )
-    print(f"next: python dataset/image_text/text_statistics.py {output}")
+    print_next("dataset/image_text/text_statistics.py", output)
 
 
 if __name__ == "__main__":

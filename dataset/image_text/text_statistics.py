@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import print_next, run_command
 from visual_search.common.page import Section, write_page
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def main() -> None:
         f"{summary['different texts']} different texts, "
         f"{summary['different words']} different words"
     )
-    print(f"next: python dataset/image_text/cluster_texts.py fit {pairs}")
+    print_next("dataset/image_text/cluster_texts.py", "fit", pairs)
 
 
 if __name__ == "__main__":

@@ -164,4 +164,8 @@ def test_the_command(folder: Path) -> None:
     assert f"error: {file} has 2 problems" in done.stderr
     draw_product(1, 1).save(folder / "z.png")
     write_csv(file, ["file_name", "label"], [["a.png", "x"], ["z.png", "x"]])
-    assert "nothing is wrong" in inside(main, file).stdout
+    assert "nothing is wrong" in (said := inside(main, file).stdout)
+    assert "dataset.tables" in said
+    header = ["seller_img_id", "img_path"]
+    said = inside(main, write_csv(folder / "gallery.csv", header, [[1, "a.png"]])).stdout
+    assert "dataset.dev_set.eval_root" in said

@@ -6,7 +6,7 @@ from PIL import Image
 
 from dataset.contact_sheet import draw_groups
 from dataset.filter_dataset_info import filter_table, main
-from tests.commands import inside, refused, stopped
+from tests.commands import inside, stopped
 from tests.conftest import csv_rows, draw_product, write_csv
 from tests.visual_search.evaluation.test_report import Page
 from visual_search.data.duplicates import find_removals
@@ -160,8 +160,20 @@ def test_of_many_groups_some_are_drawn(tmp_path: Path) -> None:
     assert not page.exists()
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_a_table_of_ones_own_needs_no_sizes(images: Path) -> None:
+    rows = [(row["file_name"], "x", row["file_name"] == "gone.png") for row in csv_rows(images)]
+    rows += [("gone.png", "x", True)]
+    file = write_csv(images.parent / "own.csv", ["file_name", "label", "is_test"], rows)
+    kept, removals = filter_table(file, min_size=120, dedup=True)
+    assert kept["file_name"].tolist() == ["0.png", "1.png", "2.png", "gone.png"]
+    reasons = removals["reason"].tolist()
+    assert reasons[:3] == ["a side below 120 px"] * 3
+    assert reasons[3].startswith("unreadable: ")
+    kept, removals = filter_table(file, dedup=True)
+    assert removals["duplicate_of"].tolist() == ["0.png", "1.png", "2.png", ""]
+
+
+def test_a_command_that_is_asked_for_nothing_says_so(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "t.csv", ["file_name", "label"], [("a", "x")])
-    refused("no column 'width'", filter_table, file, dedup=True)
     said = stopped(main, "--dataset_info", file, "--threshold", 4)
     assert "nothing is asked for: name --dedup" in said

@@ -1,6 +1,8 @@
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonargparse
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from dataset.get_kfold_split import parse_arguments, write_folds
 from dataset.get_train_test_split import split_by_classes
 from tests.commands import inside, refused, stopped, told
 from tests.conftest import draw_product, write_csv
+from visual_search.config_reader import parse_phase
 from visual_search.data.datasets import read_training_table
 
 HEADER = ["file_name", "label", "width", "height", "is_test"]
@@ -121,14 +124,24 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 
 
 def test_folds_from_the_command_line(tmp_path: Path) -> None:
-    file = table_of(tmp_path, {"a": 4, "b": 2, "c": 2}, test={"a": 1})
+    folder = tmp_path / "Mein Laden"
+    folder.mkdir()
+    file = table_of(folder, {"a": 4, "b": 2, "c": 2}, test={"a": 1})
     options = ["--dataset_info", file, "--k", 2, "--save_name", "halves", "--whole_classes"]
     done = inside(get_kfold_split.main, *options)
+    folds = str(folder / "halves.csv")
+    typed = shlex.split(done.stdout.splitlines()[-1])
+    assert typed[1:4] == ["python", "-m", "visual_search.main_arcface"]
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--name")
+    phase = parse_phase(parser, typed[4:])[1]
+    assert phase.dataset.tables[0].file == phase.dataset.dev_set.table == folds
+    assert phase.dataset.tables[0].fold == phase.dataset.dev_set.fold == 0
     assert "halves.csv: 9 rows; fold -2: 1, fold 0: 4, fold 1: 4" in done.stdout
     assert "halves_train_only.csv: 9 rows; fold -1: 9\n" in done.stdout
     assert "halves_test_only.csv: 9 rows; fold -2: 9\n" in done.stdout
-    folds = pd.read_csv(tmp_path / "halves.csv").query("fold >= 0")
-    assert folds.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
+    table = pd.read_csv(folds).query("fold >= 0")
+    assert table.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
     assert stopped(get_kfold_split.main, *options, "--k", 9).startswith("error: --k is 9")
     # By classes, as the command next to it does.
     for main in (get_kfold_split.main, get_train_test_split.main):

@@ -8,6 +8,7 @@ import gc
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -84,6 +85,11 @@ def run_command(main: Callable[[], None]) -> None:
         finally:
             if main.__module__ == "__main__":
                 _end_beside_threads(status)
+
+
+def print_next(*words: object) -> None:
+    """Say what to type next; a path with a blank in it is quoted."""
+    print(f"next: python {shlex.join(map(str, words))}")
 
 
 def _end_beside_threads(status: object) -> None:

@@ -68,9 +68,14 @@ def read_table(path: Path, columns: Iterable[str], *, forgiving: bool = False) -
 def columns_of(table: pd.DataFrame) -> str:
     """The names of the columns, and what is wrong where commas do not part them, in words."""
     names = table.columns.tolist()
+    hint = _other_mark(names)
+    return ", ".join(map(repr, names)) + (f": {hint}" if hint else "")
+
+
+def _other_mark(names: list[str]) -> str:
+    """What to do where something else than commas parts the columns; empty where commas do."""
     mark = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), "")
-    hint = f": save it with commas in place of {mark!r}" if mark else ""
-    return ", ".join(map(repr, names)) + hint
+    return f"save it with commas in place of {mark!r}" if mark else ""
 
 
 def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFrame]:
@@ -106,7 +111,7 @@ def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFram
 def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     """The cells of the header and of each row, and the line it begins on; blank lines are none."""
     errors = "replace" if forgiving else "strict"
-    width = before = 0
+    before, header = 0, list[str]()
     try:
         if not forgiving:
             _refuse_another_kind(path)
@@ -114,10 +119,10 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(handle, strict=True)
             for cells in reader:
                 if cells:
-                    width = width or len(cells)
+                    header = header or cells
                     if forgiving:
-                        cells = [*cells, *[""] * width][:width]
-                    elif fault := _fault(cells, width):
+                        cells = [*cells, *[""] * len(header)][: len(header)]
+                    elif fault := _fault(cells, header):
                         raise UserError(f"{path} line {before + 1} has {fault}")
                     yield before + 1, cells
                 before = reader.line_num
@@ -132,13 +137,14 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _fault(row: list[str], width: int) -> str:
+def _fault(row: list[str], header: list[str]) -> str:
     """What a row has that it must not, and what to write instead; empty for a good one."""
     if "\0" in "".join(row):
         return "a zero byte: the file is damaged, or UTF-16; save it as CSV UTF-8"
+    width = len(header)
     if len(row) == width:
         return ""
-    what = "put a cell that has a comma in it into double quotes"
+    what = _other_mark(header) or "put a cell that has a comma in it into double quotes"
     if len(row) < width:
         what = "write a comma for every empty cell"
     elif not any(map(str.strip, row[width:])):

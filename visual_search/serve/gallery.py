@@ -81,14 +81,14 @@ def _read_csv(path: Path) -> list[Product]:
         owners = table["label"]
         files = [path.parent / name for name in tables.image_names(table)]
         items = list(map(ImageItem, files, tables.boxes_in(table)))
-    titles = table["title"].str.strip() if "title" in table.columns else [None] * len(table)
-    title_of = dict(zip(owners, titles, strict=True))
+    titles = table["title"].str.strip() if "title" in table.columns else [""] * len(table)
+    title_of = {owner: title for owner, title in zip(owners, titles, strict=True) if title}
     of_product: dict[str, list[ImageItem]] = {}
     for owner, item in zip(owners, items, strict=True):
         of_product.setdefault(owner, []).append(item)
     tables.tell_twins(owners, path, "products")
     return [
-        _product(owner, listed, {"title": title_of[owner] or None})
+        _product(owner, listed, {"title": title_of.get(owner)})
         for owner, listed in of_product.items()
     ]
 

@@ -36,10 +36,10 @@ class Report:
     """Path and reason of images that are left out."""
 
     def __str__(self) -> str:
-        words = (
-            f"{self.products} products: {self.changed} new or changed, {self.removed} removed; "
-            f"{self.embedded} images embedded"
-        )
+        words = f"{self.embedded} images embedded"
+        if self.products:
+            changes = f"{self.changed} new or changed, {self.removed} removed"
+            words = f"{self.products} products: {changes}; {words}"
         lost = f"; {len(self.problems)} images left out, for example "
         return words + lost + self.problems[0] if self.problems else words
 

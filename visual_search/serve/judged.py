@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_csv, write_text
@@ -59,7 +60,7 @@ def export_clicks(store: Store, folder: Path) -> str:
     """Write queries that led to a click, and the index's images, as a retrieval task.
 
     Returns:
-        What was written, and the command that reads it.
+        What was written.
 
     Raises:
         UserError: where there are none.
@@ -79,11 +80,10 @@ def export_clicks(store: Store, folder: Path) -> str:
     columns = ["user_img_id", "img_path", *BOX_COLUMNS, "product_id"]
     write_csv(folder / "queries.csv", pd.DataFrame(asked, columns=columns))
     task = folder / "clicks.yml"
-    write_text(task, f"title: Clicks\ndev_set: {{eval_root: {folder.absolute()}}}\nmetric: R@1\n")
-    return (
-        f"{task}: {len(asked)} queries, {len(shown)} images\nnext: python -m "
-        f"visual_search.main_evaluate compare RUN_A RUN_B --tasks {task}"
-    )
+    place = {"eval_root": str(folder.absolute())}
+    words = {"title": "Clicks", "dev_set": place, "metric": "R@1"}
+    write_text(task, yaml.safe_dump(words, allow_unicode=True, sort_keys=False))
+    return f"{task}: {len(asked)} queries, {len(shown)} images"
 
 
 def calibrate(

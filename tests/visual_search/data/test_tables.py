@@ -103,6 +103,10 @@ BAD: list[tuple[Callable[[str], str | bytes], str]] = [
     (lambda text: text.replace("b.png", '"b.png'), "not a readable csv file: line 3"),
     (lambda text: text.replace("b.png", "b\0.png"), "line 3 has a zero byte"),
     (lambda text: text.replace("b.png", "b.png,b"), "line 3 has .* double quotes"),
+    (
+        lambda text: text.replace(",", ";").replace(".png", "1,5"),
+        "line 2 has 2 cells.* with commas in place of ';'",
+    ),
     (lambda text: text.replace("b.png,5,", "b.png,"), "line 3 has .* every empty cell"),
     (
         lambda text: text.replace("\n", ",\n").replace(",\n", "\n", 1),

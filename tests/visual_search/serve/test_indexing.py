@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,9 +124,10 @@ def test_judged_queries_calibrate_and_compare(
     assert store.models()[0].calibration
     said = index(address, other_export, "--judged", judged)
     assert "| judged queries | mAP@1000 |" in said
+    assert " products:" not in said
     assert "undecided" in said or "is better" in said
 
-    export = ("--database", address, "--export-clicks", tmp_path / "task")
+    export = ("--database", address, "--export-clicks", tmp_path / "a task, or b")
     assert "--log-images" in stopped(main_index.main, *export)
     model = store.models()[0]
     for number in range(12):
@@ -134,9 +136,11 @@ def test_judged_queries_calibrate_and_compare(
         assert store.log_click(query, f"{number}")
     query = store.log_query(model.id, liked=store.images()[20].id)
     store.log_click(query, "3")
-    assert "13 queries, 50 images" in told(main_index.main, *export)
+    said = told(main_index.main, *export)
+    assert "13 queries, 50 images" in said
+    assert shlex.split(said)[-1] == str(tmp_path / "a task, or b" / "clicks.yml")
     assert len(store.clicked(photos=True)) == 12
-    task = ("--tasks", tmp_path / "task" / "clicks.yml", "--cache", tmp_path / "cache")
+    task = ("--tasks", tmp_path / "a task, or b" / "clicks.yml", "--cache", tmp_path / "cache")
     where = ("--run", tiny_export, "--output", tmp_path / "scores")
     assert "Clicks" in told(main_evaluate.main, "tasks", *where, *task)
     store.delete(["5"])  # sold: its clicks judge nothing
