@@ -10,7 +10,7 @@ from typing import Any, get_args
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, print_next, run_command
 from visual_search.common.model_config import Fit
 from visual_search.common.ranges import real_number, whole_number
 
@@ -38,8 +38,8 @@ def main() -> None:
         f"{architecture.backbone}, {size}{score}; "
         f"ranks by {format_steps(steps)}"
     )
-    elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
-    print(f"next: python local_evaluation.py{elsewhere}")
+    elsewhere = () if arguments.output == DEFAULT_OUTPUT else ("--weights", arguments.output)
+    print_next("local_evaluation.py", *elsewhere)
 
 
 def _arguments() -> argparse.Namespace:
