@@ -67,7 +67,7 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
     pairs = tmp_path / "X.parquet"
 
     said = told(get_pairs.main, tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json")
-    assert f"next: python {STEPS}/extract_features.py {pairs}" in said
+    assert f"next: python {STEPS}/extract_features.py '{pairs}'" in said
     summary = json.loads((tmp_path / "X.parquet.summary.json").read_text())
     assert summary["reviews"]["broken lines"] == 4  # one of them is where the file was cut
     assert summary["reviews"]["gzip cut short or damaged"] == 1
