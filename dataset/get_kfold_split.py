@@ -95,6 +95,10 @@ def main() -> None:
     """Write the folds, or the split by classes, and say what came of it."""
     arguments = parse_arguments()
     if arguments.split_type:
+        if (arguments.k, arguments.save_name, arguments.whole_classes) != (5, "folds", False):
+            raise UserError(
+                "--split_type makes no folds: leave out --k, --save_name, --whole_classes"
+            )
         get_train_test_split.run(arguments)
         return
     file = arguments.dataset_info

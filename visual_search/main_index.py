@@ -55,6 +55,10 @@ def _index(store: Store, options: argparse.Namespace) -> None:
     model = QueryModel(options.run)
     indexer = Indexer(store, model)
     indexed = indexer.indexed
+    if options.drop_old and not (indexed.current or options.switch):
+        raise UserError(
+            f"--drop-old would remove {indexed.name}, which does not answer: add --switch"
+        )
     if options.gallery and not options.switch:
         indexer.check_answers()
     if not indexed.current:

@@ -136,6 +136,8 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
                     f"{name} has {part} {theirs!r}, {first} {ours!r}: only models of one "
                     "architecture can be averaged"
                 )
+        if checkpoint.facts.get("embedding") != sample.facts.get("embedding"):
+            print(f"note: {name} sees images by other embedding settings; {first}'s are taken")
     return found
 
 

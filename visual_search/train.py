@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -88,6 +89,8 @@ def train_phase(
     on_gpu = torch.cuda.is_available()
     if config.train.precision == "fp16" and not on_gpu:
         raise UserError("train.precision is fp16, which needs a GPU; on a CPU, write bf16 or no")
+    # It keeps a process's first precision; the trials of a search may differ in theirs.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         kwargs_handlers=[

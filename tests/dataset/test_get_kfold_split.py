@@ -143,6 +143,7 @@ def test_folds_from_the_command_line(tmp_path: Path) -> None:
     table = pd.read_csv(folds).query("fold >= 0")
     assert table.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
     assert stopped(get_kfold_split.main, *options, "--k", 9).startswith("error: --k is 9")
+    assert "makes no folds" in stopped(get_kfold_split.main, *options, "--split_type", "freq")
     # By classes, as the command next to it does.
     for main in (get_kfold_split.main, get_train_test_split.main):
         said = told(main, "--dataset_info", file, "--split_type", "minmax")

@@ -25,8 +25,8 @@ SILENT = {
     # The tiny data and model of this test have no borders, no images but squares, no further
     # weights, no paths to drop.
     "embedding.trim_borders", "embedding.views", "backbone.weights", "backbone.drop_path",
-    # A process knows one precision; and nothing goes stale within two epochs here.
-    "train.precision", "train.early_stopping",
+    # Nothing goes stale within two epochs here.
+    "train.early_stopping",
 }  # fmt: skip
 
 VALUES: dict[str, Any] = {
@@ -43,7 +43,7 @@ VALUES: dict[str, Any] = {
     "optim.betas": (0.5, 0.9), "optim.milestones": (0.2, 0.3), "optim.momentum": 0.5,
     "backbone.mean": (0.1, 0.2, 0.3), "backbone.std": (0.1, 0.2, 0.3), "margin.power": -0.5,
     "backbone.layers": (1,), "backbone.layer_weights": (0.5,), "embedding.view_sizes": (40,),
-    "pretrain_model": "runs/other",
+    "pretrain_model": "runs/other", "train.precision": "bf16",
 }  # fmt: skip
 
 

@@ -101,6 +101,7 @@ def test_another_model_is_filled_beside_and_takes_over(
     assert "24 images embedded" in said
     assert "--switch changes over" in said
     assert [model.current for model in store.models()] == [True, False]
+    assert "add --switch" in stopped(main_index.main, *other, "--drop-old")
     assert "answers from now on" in index(address, other_export, "--switch")
     assert [model.current for model in store.models()] == [False, True]
     said = told(main_index.main, "--database", address, "--drop-old")
