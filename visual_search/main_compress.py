@@ -39,9 +39,12 @@ def main() -> None:
     folder = options.output or options.run / "compression"
     picture = write_points(points, folder, f"{options.run.name} on its development set")
     print(f"curve {picture}, table {folder / 'compression.md'}")
-    print(
-        f"next: the same command with --write {min(options.dimensions)} keeps a model of that width"
-    )
+    way = [] if run.nested and not options.of_backbone else ["--of-backbone"]
+    width = min(options.dimensions)
+    if way or width < run.architecture.dimension:
+        print_next(
+            "-m", "visual_search.main_compress", "--run", options.run, *way, "--write", width
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -21,6 +21,8 @@ def main() -> None:
     from visual_search.config_reader import parse_phase, tell_unused
 
     arguments, phase, _ = parse_phase(build_parser())
+    if arguments.grid and arguments.trials is not None:
+        raise UserError("--trials has no use beside --grid true, which trains all combinations")
     if not arguments.grid and (arguments.trials or 0) < 1:
         raise UserError("--trials must be 1 or more; or give --grid true for all combinations")
 
@@ -41,7 +43,7 @@ def main() -> None:
             folder,
             space,
             train_trial,
-            trials=len(grid) or arguments.trials,
+            trials=arguments.trials or 0,
             timeout=arguments.timeout,
             seed=phase.dataset.seed,
             grid=grid,

@@ -125,10 +125,10 @@ def tune(
         folder: of the search.
         space: what is drawn from.
         train_trial: trains one.
-        trials: finished or stopped ones in all, those of earlier calls included.
+        trials: finished or stopped ones in all, those of earlier calls included; not of a grid.
         timeout: seconds after which no further trial is begun.
         seed: of the draws.
-        grid: in place of drawing, these settings are trained once each, all to their ends.
+        grid: in place of drawing, these settings are trained, each to its end unless it was before.
 
     Raises:
         UserError: where the search was begun with other choices, or a grid with other keys; of
@@ -153,10 +153,15 @@ def tune(
     _check_space(study, space, folder, exactly=bool(grid))
     _queue_interrupted(study)
     over = math.inf if timeout is None else time.monotonic() + timeout
-    while len(ended(study)) < trials and time.monotonic() < over:
-        if grid and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            done = [trial.params for trial in ended(study)]
-            study.enqueue_trial(dict(next(row for row in grid if row not in done)))
+    while time.monotonic() < over:
+        # Draws may have tried a combination twice, and have stopped others early.
+        done = [one.params for one in finished(study)]
+        done += [one.params for one in ended(study) if "error" in one.user_attrs]
+        left = [row for row in grid if row not in done]
+        if not left and (grid or len(ended(study)) >= trials):
+            break
+        if left and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            study.enqueue_trial(dict(left[0]))
         trial = study.ask(dict(space))
         try:
             told = study.tell(trial, _train(trial, folder / "trials", train_trial))

@@ -187,3 +187,14 @@ def test_a_grid_is_continued_with_the_same_choices_or_refused(
     first: dict[str, list[Any]] = {"a": [1, 2], "b": ["[]", "[1]"]}
     assert grid(first) == grid(first)
     refused("begun with other keys or choices .*a: one of 1, 2", grid, later)
+
+
+def test_a_grid_trains_what_earlier_draws_left_out(tmp_path: Path) -> None:
+    space = {"a": CategoricalDistribution([1, 2, 2]), "b": CategoricalDistribution("xy")}
+    quick = lambda settings, run, told: run.start("x") or 0.5  # noqa: E731
+    asked = [trial.params for trial in ended(tune(tmp_path, space, quick, trials=4))]
+    rows = combinations(space, tmp_path)
+    missing = [row for row in rows if row not in asked]
+    assert 0 < len(missing) < len(asked)
+    done = [trial.params for trial in finished(tune(tmp_path, space, quick, trials=0, grid=rows))]
+    assert done == asked + missing

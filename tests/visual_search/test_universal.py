@@ -114,6 +114,7 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path) -> None:
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
     search.write_text("optim.head_lr: {low: 0.1, high: 0.2}\n")
     assert "--grid needs choices" in stopped(main_tune.main, *words, "--grid", "true")
+    assert "--trials has no" in stopped(main_tune.main, *words, "--grid", "true", "--trials", 1)
 
 
 @pytest.mark.slow
@@ -132,7 +133,8 @@ def test_umap_keeps_neighbours() -> None:
 def test_compressing_writes_the_curve_and_smaller_models(recipe: Path, train: Train) -> None:
     run = train(recipe, "u")
     command = ("--run", run, "--dimensions", 2, 4, 16)
-    told(main_compress.main, *command, "--of-backbone")
+    said = told(main_compress.main, *command, "--of-backbone", "--output", run / "compression")
+    assert f"main_compress --run {run} --of-backbone --write 2" in said
     points = json.loads((run / "compression" / "compression.json").read_text())["points"]
     whole = next(p for p in points if (p["dimension"], p["coding"]) == (8, "float32"))
     assert whole["mAP"] == pytest.approx(result_of(run)["mAP"], abs=1e-6)
