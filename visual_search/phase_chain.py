@@ -6,13 +6,14 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_json, write_json, write_text
+from visual_search.common.files import read_json, read_yaml, write_json, write_text
 from visual_search.common.page import markdown
 from visual_search.common.processes import run_program, run_python
 from visual_search.common.run_folder import (
@@ -72,7 +73,7 @@ class Chain:
 def as_options(settings: Mapping[str, Any]) -> list[str]:
     """Settings, dotted key to value, as command-line options."""
     return [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        f"--{key}={value if isinstance(value, str | date) else json.dumps(value)}"
         for key, value in settings.items()
     ]
 
@@ -86,7 +87,12 @@ def read_chain(path: Path) -> Chain:
     read = read_part(path, Chain)
     if not read.phases:
         raise UserError(f"{path} needs 'phases': a list of tables with 'name' and 'config'")
-    phases = tuple(replace(step, config=path.parent / step.config) for step in read.phases)
+    # As they stand: the parser takes a text such as 'no' or '007' for another value.
+    written = [step.get("overrides") for step in read_yaml(path, "the config")["phases"]]
+    phases = tuple(
+        replace(step, config=path.parent / step.config, overrides=overrides)
+        for step, overrides in zip(read.phases, written, strict=True)
+    )
     chain = replace(read, name=read.name or path.stem, phases=phases)
     for step in phases:
         if not step.config.is_file():

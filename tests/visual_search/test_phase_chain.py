@@ -232,6 +232,18 @@ def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: s
     assert str(path) in refused(words, read_chain, path)
 
 
+def test_overrides_are_what_a_phase_would_read_in_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(
+        "{optim: {head_lr: 1e-2}, train: {precision: 'no'}, pretrain_model: 2026-11-30}"
+    )
+    (tmp_path / "b.yml").write_text("train: {precision: bf16}")
+    overrides = "{optim: {head_lr: 1e-2}, train.precision: 'no', pretrain_model: 2026-11-30}"
+    path = tmp_path / "chain.yml"
+    path.write_text(f"phases: [{{name: b, config: b.yml, overrides: {overrides}}}]")
+    [step] = read_chain(path).phases
+    assert resolved(step.arguments(None)) == resolved(["--config", str(tmp_path / "a.yml")])
+
+
 # Of the five phases; the review photos by their cosine.
 RECIPE = {
     "dataset.input_size": (224, 256, 256, 256, 256),
