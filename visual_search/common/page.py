@@ -70,8 +70,9 @@ class Section:
 
 
 def markdown(rows: Rows) -> str:
-    """A table in Markdown; it does not end its last line."""
-    head, *others = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    """A table in Markdown, a bar in a cell escaped; it does not end its last line."""
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
+    head, *others = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *others])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from visual_search.common.page import Section, Tile, TileRow, write_page
+from visual_search.common.page import Section, Tile, TileRow, markdown, write_page
 
 
 def test_texts_are_shown_as_they_are_and_figures_are_inside(tmp_path: Path) -> None:
@@ -43,3 +43,8 @@ def test_texts_are_shown_as_they_are_and_figures_are_inside(tmp_path: Path) -> N
     with Image.open(io.BytesIO(base64.b64decode(found[1]))) as picture:
         assert picture.size == (220, 110)
         assert np.array(picture.convert("RGB"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_bar_in_a_cell_makes_no_column_of_a_markdown_table() -> None:
+    table = markdown([("task", "mAP"), ("query | photo", 0.5)])
+    assert table == "| task | mAP |\n|---|---|\n| query \\| photo | 0.5 |"
