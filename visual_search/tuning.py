@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 import warnings
@@ -71,18 +72,23 @@ def _distribution(
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if choices and low is high is None:
-        # A list, such as optim.betas, as it is typed: Optuna and pandas need values that hash.
-        return CategoricalDistribution(
-            [json.dumps(one) if isinstance(one, list | dict) else one for one in choices]
-        )
+        return CategoricalDistribution([_choice(one) for one in choices])
     if not isinstance(log, bool):
         raise ValueError(f"log is true or false, not {log!r}")
     if type(low) is type(high) is int:
         return IntDistribution(low, high, log)
-    low, high = float(low), float(high)  # YAML reads 1e-5, without a point, as text
+    low, high = float(low), float(high)  # 1e-5, without a point, is text to YAML
     if not math.isfinite(high - low):
         raise ValueError("low and high must be numbers")
     return FloatDistribution(low, high, log)
+
+
+def _choice(value: Any) -> Any:
+    if isinstance(value, list | dict):  # such as optim.betas: Optuna and pandas need what hashes
+        return json.dumps(value)
+    # YAML reads 1e-5, without a point, as text, which a grid's axis would not have in order.
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE)
+    return float(value) if is_number else value
 
 
 def example(space: Space) -> dict[str, Any]:

@@ -133,12 +133,14 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         "train.epochs: {low: 2, high: 9}\n"
         "margin.name: {choices: [arcface, cosface]}\n"
         "optim.betas: {choices: [[0.9, 0.99], [0.8, 0.9]]}\n"
+        "optim.weight_decay: {choices: [5e-4, 1e-3]}\n"
     )
     assert read_search_space(path) == {
         "optim.head_lr": FloatDistribution(1e-5, 3e-3, log=True),
         "train.epochs": IntDistribution(2, 9),
         "margin.name": CategoricalDistribution(("arcface", "cosface")),
         "optim.betas": CategoricalDistribution(("[0.9, 0.99]", "[0.8, 0.9]")),
+        "optim.weight_decay": CategoricalDistribution((5e-4, 1e-3)),
     }
 
 
