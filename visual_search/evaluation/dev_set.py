@@ -71,6 +71,14 @@ class EmbeddedDevSet:
         return precisions_of(self.dev_set, ranks)
 
 
+def tell_problems(problems: Sequence[ImageProblem]) -> None:
+    """Print which images are damaged: three of them, and how many more."""
+    for problem in problems[:3]:
+        print(f"  {problem.path}: {problem.reason}")
+    if len(problems) > 3:
+        print(f"  and {len(problems) - 3} more damaged images")
+
+
 def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -> EmbeddedDevSet:
     """Embed a development set with a run's or an export's model, or read what was kept.
 
@@ -110,10 +118,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         print(f"{len(items)} {label} {how}", flush=True)
         problems = found.problems(items)
         refuse_broken_model(problems, len(items))
-        for problem in problems[:3]:
-            print(f"  {problem.path}: {problem.reason}")
-        if len(problems) > 3:
-            print(f"  and {len(problems) - 3} more damaged images")
+        tell_problems(problems)
     print(f"{architecture.backbone}, {size} px, {time.perf_counter() - started:.1f} s", flush=True)
     gallery, queries = matrices[0], matrices[-1]
     if dev_set.own is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_search.common.page import Tile, TileRow
 from visual_search.data.images import ImageItem
+from visual_search.evaluation.dev_set import tell_problems
 from visual_search.evaluation.metrics import hits_among, per_query
 from visual_search.evaluation.scores import TaskScores
 from visual_search.evaluation.tasks import ANSWERS_SHOWN, TASK_KINDS, Task, TaskConfig
@@ -76,6 +77,7 @@ class TextTask(Task):
     def embed(self, run: Path, input_size: int, cache: Path) -> Sides:
         """Embed the texts, and the images where no embeddings of them were kept."""
         search = TextSearch(load_text_model(run, input_size), self.table.items(), cache)
+        tell_problems(search.problems)
         texts = search.model.encoder.embed_texts(self.relevance.texts)
         return (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
 
