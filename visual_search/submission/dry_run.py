@@ -64,6 +64,9 @@ def show_data(folder: Path, to: Path, sample: int | None) -> tuple[ImageCounts, 
         rows = np.linspace(0, len(tables[name]) - 1, count).round().astype(int)
         tables[name] = tables[name].iloc[rows]
     for name, table in tables.items():
+        if "img_path" in table:  # what leads up and out of `folder` is not beside `to`
+            leads_up = [".." in Path(path).parts for path in table["img_path"]]
+            table.loc[leads_up, "img_path"] = f"{folder}/" + table["img_path"][leads_up]
         table.drop(columns="product_id", errors="ignore").to_csv(to / name, index=False)
     kept = {str(to.resolve()), str(folder)}
     for entry in folder.iterdir():
@@ -186,6 +189,8 @@ class Stage:
         if written and written not in self.notes:
             self.notes.append(written)
         log = read_json(ranker_log) if ranker_log.exists() else {}
+        for item in log.get("problems", []):
+            item["path"] = item["path"].replace(str(shown), str(data))
         if log.get("fallbacks") and not (self.allow_fallback or allow_fallback):
             raise UserError(
                 f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"

@@ -224,6 +224,25 @@ def test_what_is_not_committed_is_named(tmp_path: Path, dev_folder: Path) -> Non
     run(project, dev_folder, working_tree=True)
 
 
+def test_images_may_lie_above_the_tables(tmp_path: Path, dev_folder: Path) -> None:
+    """And what the ranker says of an image names the user's path, not a temporary one."""
+    data = shutil.copytree(dev_folder, tmp_path / "set" / "data")
+    for name in ("gallery.csv", "queries.csv"):
+        text = (data / name).read_text()
+        (data / name).write_text(text.replace("gallery/", "../gallery/"))
+    shutil.move(data / "gallery", tmp_path / "set")
+    body = """
+import json
+paths = [os.path.join(self.folder, row["img_path"]) for row in self.gallery + self.queries]
+assert all(map(os.path.isfile, paths)), paths
+problems = [{"path": path, "reason": "grey"} for path in paths]
+json.dump({"problems": problems}, open(os.environ["VISUAL_SEARCH_RANKER_LOG"], "w"))
+return self.answer()
+"""
+    answer = run(make_submission(tmp_path / "project", ranker(body)), data)
+    assert all(item["path"].startswith(str(data)) for item in answer.log["problems"])
+
+
 WEIGHTS = """
 path = os.path.join(os.path.dirname(__file__), "weights", "model.pt")
 if not os.path.exists(path):
