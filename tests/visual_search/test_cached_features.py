@@ -189,3 +189,12 @@ def test_crops_lie_inside(tmp_path: Path, box: tuple[int, int, int, int] | None)
         shapes.add(crop)
     assert len(shapes) > 50
     assert random_crop(ImageItem(tmp_path / "none.png"), 1, 1) is None
+
+
+def test_damaged_images_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    visual, built = build_embedder(BackboneConfig("timm/test_resnet", "none"), 32)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    source = FeatureSource(visual, built, EmbedSettings(), tmp_path, torch.device("cpu"))
+    for _ in range(2):  # the second time from the store
+        source.features([ImageItem(tmp_path / "a.png")], "images")
+        assert f"embedded, 1 damaged, for example {tmp_path / 'a.png'}: " in capsys.readouterr().out

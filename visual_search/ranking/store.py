@@ -214,8 +214,10 @@ class FeatureSource:
         """Of each image, in their order; `label` is what the images are called."""
         found = stored_features(self.folder, items, self._embed_as(label))
         if self.progress:
-            before = len(items) - found.made
-            print(f"{len(items)} {label}: {before} at hand, {found.made} embedded", flush=True)
+            counts = f"{len(items) - found.made} at hand, {found.made} embedded"
+            if bad := found.problems(items):
+                counts += f", {len(bad)} damaged, for example {bad[0].path}: {bad[0].reason}"
+            print(f"{len(items)} {label}: {counts}", flush=True)
         return found
 
     def _embed_as(self, label: str) -> Make:
