@@ -14,8 +14,12 @@ from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import read_text
 
 
-def read_requirements(path: Path) -> list[str]:
+def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     """The requirements of a file and of those that it names by `-r`, without comments and options.
+
+    Args:
+        path: the file.
+        above: those that name it.
 
     Raises:
         UserError: naming file and line of one that pip would not understand, that is an address
@@ -23,11 +27,13 @@ def read_requirements(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: the evaluator installs what it lists")
+    if path.resolve() in above:
+        raise UserError(f"{path} leads to itself by -r: remove that line")
     found = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = re.split(r"\s#|\s--|\\$", line.strip())[0].strip()  # less comment and hashes
         if nested := re.match(r"(?:-r|--requirement)[\s=]*(.+)", text):
-            found += read_requirements(path.parent / nested[1])
+            found += read_requirements(path.parent / nested[1], (*above, path.resolve()))
         if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
             raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
         if not text or text.startswith(("#", "-")):

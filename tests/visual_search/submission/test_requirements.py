@@ -44,6 +44,9 @@ def test_a_file_is_read_as_pip_reads_it(tmp_path: Path) -> None:
     refused("line 2: .* write its name in front, `<name> @ git.https", read_requirements, file)
     file.write_text("-r gone.txt\n")
     refused("gone.txt does not exist", read_requirements, file)
+    file.write_text("-r more/base.txt\n")
+    (tmp_path / "more" / "base.txt").write_text("-r ../requirements.txt\n")
+    refused("leads to itself", read_requirements, file)
 
 
 def test_what_is_wanted_is_not_hidden() -> None:
