@@ -11,7 +11,6 @@ import gc
 import itertools
 import json
 import math
-import re
 import shutil
 import time
 import warnings
@@ -72,23 +71,18 @@ def _distribution(
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if choices and low is high is None:
-        return CategoricalDistribution([_choice(one) for one in choices])
+        # Of a list, such as optim.betas, the words: Optuna and pandas need what hashes.
+        return CategoricalDistribution(
+            [json.dumps(one) if isinstance(one, list | dict) else one for one in choices]
+        )
     if not isinstance(log, bool):
         raise ValueError(f"log is true or false, not {log!r}")
     if type(low) is type(high) is int:
         return IntDistribution(low, high, log)
-    low, high = float(low), float(high)  # 1e-5, without a point, is text to YAML
+    low, high = float(low), float(high)
     if not math.isfinite(high - low):
         raise ValueError("low and high must be numbers")
     return FloatDistribution(low, high, log)
-
-
-def _choice(value: Any) -> Any:
-    if isinstance(value, list | dict):  # such as optim.betas: Optuna and pandas need what hashes
-        return json.dumps(value)
-    # YAML reads 1e-5, without a point, as text, which a grid's axis would not have in order.
-    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE)
-    return float(value) if is_number else value
 
 
 def example(space: Space) -> dict[str, Any]:
@@ -193,12 +187,12 @@ def _check_space(study: optuna.Study, space: Space, folder: Path, exactly: bool)
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"{folder} was begun with other keys or choices in its search space "
-                f"({', '.join(f'{key}: {_choices(one)}' for key, one in was.items())}): continue "
+                f"({', '.join(f'{key}: {_in_words(one)}' for key, one in was.items())}): continue "
                 "it with the same, or choose another --name"
             ) from error
 
 
-def _choices(wanted: Any) -> str:
+def _in_words(wanted: Any) -> str:
     if hasattr(wanted, "choices"):
         return f"one of {', '.join(map(str, wanted.choices))}"
     return f"{wanted.low:g} to {wanted.high:g}"

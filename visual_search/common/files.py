@@ -7,6 +7,7 @@ import errno
 import glob
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -234,7 +235,10 @@ def read_yaml(path: Path, what: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that is there twice: the first would be lost without a word."""
+        """Refuses a key that is there twice: the first would be lost without a word.
+
+        1e-3, without a point, is a number, as it is to the parser of configurations.
+        """
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen = {"<<": False}
@@ -245,6 +249,8 @@ def read_yaml(path: Path, what: str) -> Any:
                 seen.setdefault(str(key.value), True)
             return super().construct_mapping(node, deep)
 
+    number = re.compile(r"[-+]?\d+[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
         return yaml.load(read_text(path), Loader)
     except RecursionError as error:
